@@ -1,0 +1,31 @@
+# make train   trains ArcFace (ARGS="--dataset mnist" passes flags on)
+# make test    checks style and types and runs the whole test suite
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: train test clean
+
+train: .venv/.train-ready
+	$(BIN)/python -m jax_arcface train $(ARGS)
+
+test: .venv/.test-ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest $(ARGS)
+
+clean:
+	rm -rf .venv
+
+.venv/bin/python:
+	$(PYTHON) -m venv .venv
+
+# Each stamp is newer than what it was installed from, so a second call installs nothing.
+.venv/.train-ready: pyproject.toml constraints.txt | .venv/bin/python
+	$(PIP) --editable ".[figures]"
+	touch $@
+
+.venv/.test-ready: pyproject.toml constraints.txt | .venv/bin/python
+	$(PIP) --editable ".[figures,test]"
+	touch $@ .venv/.train-ready

@@ -1,0 +1,123 @@
+"""The command line: `python -m jax_arcface train|evaluate|embed`."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import io
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from jax_arcface import commands, runs
+from jax_arcface import config as configs
+from jax_arcface.config import TrainConfig
+from jax_arcface.errors import UserError, nearest
+from jax_arcface.training import Diverged
+
+# A quarter less time for a convolution on a CPU (docs/performance.md).
+_CPU_FLAGS = "--xla_cpu_experimental_ynn_fusion_type=LIBRARY_FUSION_TYPE_DOT"
+
+_COMMANDS: dict[str, tuple[type, Callable[[Any], None]]] = {
+    "train": (commands.TrainOptions, commands.train),
+    "evaluate": (commands.EvaluateOptions, commands.evaluate),
+    "embed": (commands.EmbedOptions, commands.embed),
+}
+_USAGE = f"""usage: python -m jax_arcface {{{",".join(_COMMANDS)}}} ...
+
+  train      trains a model and writes a run directory
+  evaluate   prints and writes accuracy and loss of a run
+  embed      writes embeddings of a data set or of image files
+
+python -m jax_arcface COMMAND --help tells a command's flags."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line.
+
+    Args:
+      arguments: the words after the program's name; those of the process where None.
+
+    Returns:
+      The exit status: 0; 1 for a training that diverged; 2 for a user's mistake, told in one line on standard error.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    os.environ.setdefault("XLA_FLAGS", _CPU_FLAGS)  # read when JAX first uses a device
+    if not words or words[0] in ("-h", "--help"):
+        print(_USAGE)
+        return 0
+    try:
+        if words[0] not in _COMMANDS:
+            raise UserError(f"there is no command {words[0]!r}: {nearest(words[0], tuple(_COMMANDS))}")
+        options, command = _COMMANDS[words[0]]
+        command(_parse(options, words[0], words[1:]))
+    except (UserError, Diverged) as error:
+        print(f"jax_arcface: {error}", file=sys.stderr)
+        return 2 if isinstance(error, UserError) else 1
+    return 0
+
+
+def _parse(options: type, command: str, words: list[str]) -> Any:
+    """The options that the words describe; for `train` the defaults follow from --config, --dataset and --resume."""
+    default: Any = _train_defaults(words) if options is commands.TrainOptions else None
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint):
+            parsed = tyro.cli(options, args=words, prog=f"python -m jax_arcface {command}", default=default)
+    except SystemExit as end:
+        if end.code:
+            raise UserError(_one_line(complaint.getvalue())) from None
+        raise
+    if options is commands.TrainOptions and parsed.resume:
+        _check_resumed(parsed.training, default.training)
+    return parsed
+
+
+def _train_defaults(words: Sequence[str]) -> commands.TrainOptions:
+    """What holds where no flag says otherwise: the resumed run's config, the file's, or the data set's recipe."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("--config", type=Path)
+    parser.add_argument("--dataset", default="digits")
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--resume", action="store_true")
+    try:
+        given, _ = parser.parse_known_args(list(words))
+    except argparse.ArgumentError:
+        return commands.TrainOptions()  # a flag without its value: the real parser says so
+    if given.resume and given.out is not None:
+        if given.config is not None:
+            raise UserError("--config has no effect with --resume, which takes the run's own configuration")
+        return commands.TrainOptions(training=runs.read_config(given.out))
+    if given.config is not None:
+        return commands.TrainOptions(training=configs.read(given.config))
+    return commands.TrainOptions(training=configs.recipe(given.dataset))
+
+
+def _check_resumed(given: TrainConfig, run: TrainConfig) -> None:
+    for field in dataclasses.fields(TrainConfig):
+        asked, was = getattr(given, field.name), getattr(run, field.name)
+        if asked != was and field.name != "data_dir":
+            flag = field.name.replace("_", "-")
+            raise UserError(f"--{flag} is {asked}, but the run to resume has {was}: leave it out, or start a new run")
+
+
+def _one_line(complaint: str) -> str:
+    """Tyro's complaint without its frame, hints and help texts.
+
+    >>> _one_line("╭─ Value error ───╮\\n│ Error parsing --epochs: │\\n│ not a number │\\n│ ──── │\\n│ Help │\\n╰──╯")
+    'Error parsing --epochs: not a number; see --help'
+    """
+    lines = [line.strip("│ ") for line in complaint.splitlines() if not line.startswith(("╭", "╰"))]
+    parts = [" ".join(part.split()) for part in re.split(r"\n─+\n", "\n".join(lines))]
+    guess = re.search(r"Perhaps you meant: (--\S+)", " ".join(parts))
+    return parts[0] + (f"; did you mean {guess[1]}?" if guess else "; see --help")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

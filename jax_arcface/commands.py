@@ -1,0 +1,328 @@
+"""What the commands `train`, `evaluate` and `embed` do, as functions of their options."""
+
+from __future__ import annotations
+
+import dataclasses
+import signal
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import jax
+import numpy as np
+import tyro
+
+from jax_arcface import data, runs, training, weights
+from jax_arcface.config import TrainConfig
+from jax_arcface.errors import UserError
+from jax_arcface.evaluation import accuracy, mean_loss, predict
+from jax_arcface.figures import draw_embeddings
+from jax_arcface.progress import Progress
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainOptions:
+    """Trains a model and writes a run directory: config, metrics, checkpoints, weights, test embeddings."""
+
+    training: Annotated[TrainConfig, tyro.conf.arg(name="")] = dataclasses.field(default_factory=TrainConfig)
+    config: Path | None = None
+    """JSON file with configuration fields, such as an old run's config.json; flags override it."""
+    out: Path | None = None
+    """Run directory; the default is a new one, runs/DATE-TIME-DATASET-LOSS."""
+    checkpoint_every: int = 1
+    """Epochs between two checkpoints, of which the latest is kept; 0 writes none but at Ctrl-C."""
+    resume: bool = False
+    """Go on with the run in --out from its latest checkpoint."""
+    replicas: int = 1
+    """Trains this many seeds, from --seed on, and tells mean and standard deviation."""
+    margins: str = ""
+    """Trains one model for each of these margins, such as 0.3,0.4,0.5 (in the unit of --margin)."""
+    tensorboard: bool = False
+    """Writes TensorBoard events into the run directory."""
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluateOptions:
+    """Prints accuracy and loss of a run, or the accuracy of an .npz file; writes evaluation.json."""
+
+    run_or_npz: tyro.conf.Positional[Path]
+    """A run directory, or an .npz file with embeddings [N, D], labels [N] and prototypes [C, D]."""
+    out: Path | None = None
+    """Folder for evaluation.json; the default is the run directory, or the .npz file's folder."""
+    split: str = "test"
+    """Which split of the run's data set: test or train."""
+    data_dir: str | None = None
+    """Folder with the data set's files; the default is that of the training."""
+
+
+@dataclasses.dataclass(frozen=True)
+class EmbedOptions:
+    """Writes the embeddings of a data set or of image files as an .npz file."""
+
+    run: tyro.conf.Positional[Path]
+    """A run directory."""
+    input: tyro.conf.Positional[str]
+    """A data set's name, an image file, or a folder of images (of class folders too)."""
+    out: Path = Path("embeddings.npz")
+    """The .npz file to write: embeddings [N, D], predictions [N], and labels [N] or files [N] where known."""
+    split: str = "test"
+    """Which split of a data set: test or train."""
+    data_dir: str | None = None
+    """Folder with the data set's files."""
+
+
+# ---- train
+
+
+def train(options: TrainOptions) -> None:
+    """Trains one model, or several replicas, and says what came out."""
+    config = options.training
+    if options.checkpoint_every < 0:
+        raise UserError(f"--checkpoint-every is {options.checkpoint_every}; it must be at least 0")
+    replicas = _replicas(options)
+    if options.resume and (options.out is None or len(replicas) > 1):
+        raise UserError("--resume needs --out RUN, a single run directory (replicas are resumed one by one)")
+    out = options.out or Path("runs") / f"{time.strftime('%Y%m%d-%H%M%S')}-{Path(config.dataset).name}-{config.loss}"
+    directories = [out / name if len(replicas) > 1 else out for name in replicas]
+    if not options.resume:
+        for directory in directories:
+            runs.check_free(directory)
+    dataset = data.load(config.dataset, config.data_dir, image_size=config.image_size, progress=True)
+    print(
+        f"{config.loss} on {dataset.name}: {len(dataset.train.labels):,} training and {len(dataset.test.labels):,} "
+        f"test images {'x'.join(map(str, dataset.image_shape))}, {dataset.num_classes} classes; {config.backbone}, "
+        f"{config.epochs} epochs on {jax.default_backend()}"
+    )
+    # XLA runs the grouped convolutions of a vmapped network slower than one network after the other on a CPU
+    together = [list(zip(replicas.values(), directories, strict=True))]
+    if jax.default_backend() == "cpu":
+        together = [[pair] for pair in together[0]]
+    results: dict[Path, float] = {}
+    with _interruptible() as stop:
+        for group in together:
+            if not stop():
+                results |= _train_group(group, dataset, options, stop)
+    if len(replicas) > 1:
+        _summarise(results, out)
+
+
+def _replicas(options: TrainOptions) -> dict[str, TrainConfig]:
+    config = options.training
+    if options.margins and options.replicas != 1:
+        raise UserError("--margins and --replicas cannot be given together")
+    if options.margins:
+        try:
+            margins = [float(word) for word in options.margins.split(",")]
+        except ValueError:
+            raise UserError(f"--margins is {options.margins!r}; it must be numbers with commas: 0.3,0.4,0.5") from None
+        return {f"margin-{margin:g}": dataclasses.replace(config, margin=margin) for margin in margins}
+    if options.replicas < 1:
+        raise UserError(f"--replicas is {options.replicas}; it must be at least 1")
+    seeds = range(config.seed, config.seed + options.replicas)
+    return {f"seed-{seed}": dataclasses.replace(config, seed=seed) for seed in seeds}
+
+
+def _train_group(
+    group: Sequence[tuple[TrainConfig, Path]], dataset: data.Dataset, options: TrainOptions, stop: Callable[[], bool]
+) -> dict[Path, float]:
+    """Trains these configurations as one program; the test accuracy by run directory."""
+    members, directories = [config for config, _ in group], [directory for _, directory in group]
+    config, steps = members[0], len(dataset.train.labels) // members[0].batch_size
+    mean, std = data.channel_statistics(dataset.train.images)
+    states: list[training.TrainState] | None = None
+    records: list[list[dict[str, Any]]] = [[] for _ in group]
+    if options.resume:
+        optimizer = training.make_optimizer(config, steps)
+        state = runs.read_checkpoint(directories[0], training.initial_state(config, dataset, optimizer))
+        if state is not None:
+            states = [state]
+            records = [[r for r in runs.read_metrics(directories[0]) if r["step"] <= int(state.step)]]
+    else:
+        for member, directory in group:
+            runs.create(directory, member)
+            runs.write_dataset(directory, dataset, mean, std)
+    progress = Progress(
+        directories,
+        records,
+        epochs=config.epochs,
+        steps_per_epoch=steps,
+        checkpoint_every=options.checkpoint_every,
+        tensorboard=options.tensorboard,
+        start=int(states[0].step) if states else 0,
+    )
+    start = time.perf_counter()
+    try:
+        states = training.fit(members, dataset, states, progress, stop)
+    finally:
+        progress.close()
+    seconds = time.perf_counter() - start
+    return {
+        directory: _finish(member, directory, state, dataset, seconds, steps)
+        for (member, directory), state in zip(group, states, strict=True)
+    }
+
+
+def _finish(
+    config: TrainConfig, run: Path, state: training.TrainState, dataset: data.Dataset, seconds: float, steps: int
+) -> float:
+    """Writes what a training leaves behind, and says where and how good it is."""
+    if int(state.step) < config.epochs * steps:
+        runs.write_checkpoint(run, state)
+        print(f"stopped after {int(state.step)} of {config.epochs * steps} steps; go on with: --resume --out {run}")
+    runs.write_weights(run, weights.to_neutral(training.model_state(state)))
+    model = load_model(run)
+    embeddings = model.embed(dataset.test)
+    labels = np.asarray(dataset.test.labels)
+    path = run / "embeddings.npz"
+    runs.write_npz(
+        path,
+        embeddings=embeddings,
+        labels=labels,
+        prototypes=model.prototypes,
+        class_names=np.array(dataset.class_names),
+    )
+    result = accuracy(embeddings, model.prototypes, labels)
+    print(f"test accuracy {100 * result:.2f} %  ({len(labels):,} images; trained in {seconds:.1f} s)")
+    print(f"run directory {run}")
+    try:
+        draw_embeddings(run / "embeddings.png", embeddings, labels, model.prototypes, dataset.class_names)
+        print(f"picture       {run / 'embeddings.png'}")
+    except ImportError:
+        print("no picture: it needs matplotlib (pip install 'jax-arcface[figures]')")
+    return result
+
+
+def _summarise(results: dict[Path, float], out: Path) -> None:
+    values = 100 * np.array(list(results.values()))
+    spread = f" +- {values.std(ddof=1):.2f}" if len(values) > 1 else ""
+    print(f"\ntest accuracy {values.mean():.2f}{spread} % (mean and standard deviation of {len(values)})")
+    for path, value in results.items():
+        print(f"  {path.name:<12} {100 * value:.2f} %")
+    runs.write_json(out / "replicas.json", {path.name: value for path, value in results.items()})
+
+
+@contextmanager
+def _interruptible() -> Iterator[Callable[[], bool]]:
+    """Gives a function that tells whether Ctrl-C was pressed; a second Ctrl-C ends the program at once."""
+    pressed = []
+
+    def handler(number: int, frame: Any) -> None:
+        pressed.append(number)
+        signal.signal(signal.SIGINT, before)
+        print("\nending after this step (Ctrl-C again: at once) ...", flush=True)
+
+    before = signal.signal(signal.SIGINT, handler)
+    try:
+        yield lambda: bool(pressed)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+# ---- evaluate and embed
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """A trained model.
+
+    Args:
+      config: how it was trained.
+      image_shape: (H, W, C) of the images that it takes.
+      prototypes: [C, D], or [C, K, D] with sub-centres.
+      embed: from a split to embeddings, float32 [N, D].
+    """
+
+    config: TrainConfig
+    image_shape: tuple[int, int, int]
+    prototypes: np.ndarray
+    embed: Callable[[data.Split], np.ndarray]
+
+
+def load_model(run: Path) -> Model:
+    """Loads the model of a run directory, whichever program trained it.
+
+    Raises:
+      UserError: no run directory, or one without a trained model.
+    """
+    config, described = runs.read_config(run), runs.read_dataset(run)
+    values = runs.read_weights(run)
+    shape = tuple(described["image_shape"])
+    graphdef, abstract = training.abstract_model(config, shape, len(described["class_names"]))
+    try:
+        state = weights.from_neutral(abstract, values)
+    except ValueError as error:
+        raise UserError(f"{run / 'model.safetensors'}: {error}") from None
+    mean, std = np.array(described["mean"]), np.array(described["std"])
+    embed_data = training.make_embed(graphdef)
+
+    def embed(split: data.Split) -> np.ndarray:
+        return embed_data(state, training.device_data(split, mean, std))
+
+    return Model(config, shape, values["head.prototypes"], embed)
+
+
+def evaluate(options: EvaluateOptions) -> None:
+    """Accuracy and loss of a run on a split, or the accuracy of embeddings from a file."""
+    path = options.run_or_npz
+    if path.suffix == ".npz":
+        if options.split != "test" or options.data_dir is not None:
+            raise UserError(f"--split and --data-dir have no effect on {path}, which holds its own examples")
+        arrays = runs.read_npz(path, ("embeddings", "labels", "prototypes"))
+        result: dict[str, Any] = {
+            "examples": len(arrays["labels"]),
+            "accuracy": accuracy(arrays["embeddings"], arrays["prototypes"], arrays["labels"]),
+        }
+        out = options.out or path.parent
+    else:
+        model = load_model(path)
+        config = model.config
+        split = _split(
+            data.load(config.dataset, options.data_dir or config.data_dir, image_size=config.image_size, progress=True),
+            options.split,
+        )
+        embeddings, labels = model.embed(split), np.asarray(split.labels)
+        result = {
+            "dataset": config.dataset,
+            "split": options.split,
+            "examples": len(labels),
+            "accuracy": accuracy(embeddings, model.prototypes, labels),
+            "loss": mean_loss(embeddings, model.prototypes, labels, config.margin_value, config.scale),
+        }
+        out = options.out or path
+    out.mkdir(parents=True, exist_ok=True)
+    runs.write_json(out / "evaluation.json", result)
+    for name, value in result.items():
+        print(f"{name:<9} {100 * value:.2f} %" if name == "accuracy" else f"{name:<9} {value}")
+    print(f"written to {out / 'evaluation.json'}")
+
+
+def embed(options: EmbedOptions) -> None:
+    """Embeddings of a data set's split, or of image files."""
+    model = load_model(options.run)
+    if options.input in data.DATASETS:
+        dataset = data.load(options.input, options.data_dir, image_size=model.image_shape[0], progress=True)
+        split = _split(dataset, options.split)
+        if split.images.shape[1:] != model.image_shape:
+            raise UserError(
+                f"{options.input} has images {split.images.shape[1:]}; the model takes {model.image_shape} (H, W, C)"
+            )
+        extra = {"labels": np.asarray(split.labels)}
+    else:
+        if options.split != "test" or options.data_dir is not None:
+            raise UserError(f"--split and --data-dir have no effect on {options.input}: all its images are embedded")
+        files, images = data.read_images(Path(options.input), model.image_shape)
+        split = data.Split(images, np.zeros(len(images), np.int32))
+        extra = {"files": np.array(files)}
+    embeddings = model.embed(split)
+    predictions = predict(embeddings, model.prototypes)
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    runs.write_npz(options.out, embeddings=embeddings, predictions=predictions, prototypes=model.prototypes, **extra)
+    print(f"{len(embeddings):,} embeddings of dimension {embeddings.shape[1]} written to {options.out}")
+
+
+def _split(dataset: data.Dataset, which: str) -> data.Split:
+    if which not in ("train", "test"):
+        raise UserError(f"--split is {which!r}; it must be train or test")
+    return dataset.train if which == "train" else dataset.test

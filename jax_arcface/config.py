@@ -1,0 +1,269 @@
+"""What a training run is: one flat, validated configuration, and the defaults for each data set."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from jax_arcface.errors import UserError, nearest
+from jax_arcface.margins import Margin
+from jax_arcface.sampling import Augmentation
+
+# name: (which of the margins `--margin` sets, its default, the largest that makes sense)
+LOSSES: dict[str, tuple[str, float, float]] = {
+    "norm_softmax": ("", 0.0, 0.0),
+    "sphereface": ("m1", 1.35, 8.0),
+    "cosface": ("m3", 0.35, 2.0),
+    "arcface": ("m2", 0.5, math.pi),
+}
+BACKBONE_NAMES = ("lenet", "resnet20", "resnet18", "airnet")
+OPTIMIZERS = ("sgd", "nesterov", "adamw")
+SCHEDULES = ("cosine", "linear", "constant")
+PRECISIONS = ("float32", "bfloat16")
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """Everything a training run depends on. `docs/recipe.md` says exactly what each field does."""
+
+    dataset: str = "digits"
+    """Data set: digits, mnist, cifar10, or the path of a folder of class folders."""
+    data_dir: str | None = None
+    """Folder with the data set's files; the default is the environment variable ARCFACE_DATA_DIR, then TFDS."""
+    image_size: int | None = None
+    """Height and width that images are resized to, in pixels; the default keeps their size."""
+
+    backbone: str = "lenet"
+    """Network from images to embeddings: lenet, resnet20, resnet18 or airnet."""
+    width: float = 1.0
+    """Factor on the backbone's numbers of channels."""
+    embedding_dim: int = 128
+    """Dimension D of the embeddings; 2 can be drawn as it is."""
+    dropout: float = 0.0
+    """Share of features dropped before the embedding's fully connected layer, 0 to 1."""
+
+    loss: str = "arcface"
+    """Margin softmax: arcface, cosface, sphereface or norm_softmax."""
+    margin: float | None = None
+    """The loss's margin: arcface m2 in radians (0.5 where not given), cosface m3 in units of cosine (0.35), sphereface
+    m1, a factor (1.35); norm_softmax has none."""
+    margin_warmup_epochs: float = 0.0
+    """Epochs in which the margin grows linearly from none to its value."""
+    scale: float = 16.0
+    """Scale s of the logits."""
+    beyond_pi: str = "monotone"
+    """What follows where the angle with its margin exceeds pi: monotone, linear or wrap."""
+    gradient: str = "exact"
+    """Gradient of the margin: exact or straight_through."""
+    subcenters: int = 1
+    """Prototypes for each class; the nearest counts."""
+    label_smoothing: float = 0.0
+    """Share of the target distribution that is spread over all classes, 0 to 1."""
+
+    epochs: int = 30
+    """Passes over the training images."""
+    batch_size: int = 64
+    """Images in a step."""
+    optimizer: str = "nesterov"
+    """Optimiser: sgd, nesterov (SGD with Nesterov momentum) or adamw."""
+    learning_rate: float = 0.05
+    """Largest learning rate."""
+    momentum: float = 0.9
+    """Momentum; for adamw its beta1."""
+    weight_decay: float = 5e-4
+    """Weight decay on weights (not on biases, norms and slopes); decoupled for adamw."""
+    schedule: str = "cosine"
+    """Learning rate after the warm-up: cosine (to 0), linear (to 0) or constant."""
+    warmup_epochs: float = 1.0
+    """Epochs in which the learning rate rises linearly to its largest."""
+    clip_norm: float = 0.0
+    """Largest norm of the gradient of all parameters together; 0 is no limit."""
+
+    rotate: float = 0.0
+    """Augmentation: largest rotation to either side, in radians."""
+    zoom: float = 0.0
+    """Augmentation: largest magnification minus 1 (0.1: from 1/1.1 to 1.1)."""
+    shift: int = 0
+    """Augmentation: largest shift along each axis, in pixels."""
+    flip: bool = False
+    """Augmentation: left-right flips, alternating from epoch to epoch."""
+    cutout: int = 0
+    """Augmentation: side of the square set to the mean colour, in pixels."""
+
+    seed: int = 0
+    """Seed of initial weights, order and augmentation."""
+    precision: str = "float32"
+    """Arithmetic of the network: float32 or bfloat16 (parameters, batch norm and angles stay float32)."""
+
+    @property
+    def augmentation(self) -> Augmentation:
+        """The augmentation's fields as one value."""
+        return Augmentation(self.rotate, self.zoom, self.shift, self.flip, self.cutout)
+
+    @property
+    def margin_value(self) -> Margin:
+        """The `Margin` that loss, margin, beyond_pi and gradient describe."""
+        which, default, _ = LOSSES[self.loss]
+        fields: dict[str, Any] = {"beyond_pi": self.beyond_pi, "gradient": self.gradient}
+        if which:
+            fields[which] = default if self.margin is None else self.margin
+        return Margin(**fields)
+
+    def __post_init__(self) -> None:
+        for field, known in (
+            ("backbone", BACKBONE_NAMES),
+            ("loss", tuple(LOSSES)),
+            ("optimizer", OPTIMIZERS),
+            ("schedule", SCHEDULES),
+            ("precision", PRECISIONS),
+            ("beyond_pi", ("monotone", "linear", "wrap")),
+            ("gradient", ("exact", "straight_through")),
+        ):
+            if (value := getattr(self, field)) not in known:
+                raise UserError(f"--{_flag(field)} {value} is not known: {nearest(value, known)}")
+        for field, ok, rule in (
+            ("image_size", self.image_size is None or self.image_size >= 1, "at least 1 pixel"),
+            ("width", self.width > 0, "> 0"),
+            ("embedding_dim", self.embedding_dim >= 1, "at least 1"),
+            ("dropout", 0 <= self.dropout < 1, "at least 0 and below 1"),
+            ("scale", self.scale > 0, "> 0"),
+            ("subcenters", self.subcenters >= 1, "at least 1"),
+            ("label_smoothing", 0 <= self.label_smoothing < 1, "at least 0 and below 1"),
+            ("epochs", self.epochs >= 0, "at least 0"),
+            ("batch_size", self.batch_size >= 2, "at least 2 (batch norm needs two examples)"),
+            ("learning_rate", self.learning_rate > 0, "> 0"),
+            ("momentum", 0 <= self.momentum < 1, "at least 0 and below 1"),
+            ("weight_decay", self.weight_decay >= 0, "at least 0"),
+            ("warmup_epochs", self.warmup_epochs >= 0, "at least 0"),
+            ("margin_warmup_epochs", self.margin_warmup_epochs >= 0, "at least 0"),
+            ("clip_norm", self.clip_norm >= 0, "at least 0"),
+            ("rotate", 0 <= self.rotate <= math.pi, "from 0 to pi, in radians"),
+            ("zoom", self.zoom >= 0, "at least 0"),
+            ("shift", self.shift >= 0, "at least 0 pixels"),
+            ("cutout", self.cutout >= 0, "at least 0 pixels"),
+            ("seed", self.seed >= 0, "at least 0"),
+        ):
+            value = getattr(self, field)
+            if not ok or (isinstance(value, float) and not math.isfinite(value)):
+                raise UserError(f"--{_flag(field)} is {value}; it must be {rule}")
+        self._check_margin()
+
+    def _check_margin(self) -> None:
+        which, _, largest = LOSSES[self.loss]
+        if not which:
+            for field, without_effect in (
+                ("margin", self.margin is not None),
+                ("beyond_pi", self.beyond_pi != "monotone"),
+                ("gradient", self.gradient != "exact"),
+                ("margin_warmup_epochs", self.margin_warmup_epochs != 0),
+            ):
+                if without_effect:
+                    raise UserError(f"--{_flag(field)} has no effect on --loss {self.loss}, which has no margin")
+        elif self.margin is not None:
+            smallest = 1.0 if which == "m1" else 0.0
+            if not smallest <= self.margin < largest:
+                unit = {"m1": "a factor", "m2": "in radians", "m3": "in units of cosine"}[which]
+                raise UserError(
+                    f"--margin is {self.margin:g}; for --loss {self.loss} it must be at least {smallest:g} "
+                    f"and below {largest:.4g} ({unit})"
+                )
+        if which == "m1" and self.beyond_pi == "linear":
+            raise UserError("--beyond-pi linear is not defined for --loss sphereface; use monotone or wrap")
+        if which == "m3" and self.beyond_pi != "monotone":
+            raise UserError(f"--beyond-pi has no effect on --loss {self.loss}, whose angle never exceeds pi")
+
+
+def _flag(field: str) -> str:
+    return field.replace("_", "-")
+
+
+# What each data set's defaults cost and reach is measured in the README.
+RECIPES = {
+    "digits": TrainConfig(width=0.5, margin_warmup_epochs=3, rotate=0.15, zoom=0.1, shift=1),
+    "mnist": TrainConfig(
+        dataset="mnist",
+        backbone="airnet",
+        width=0.5,
+        margin_warmup_epochs=2,
+        epochs=12,
+        batch_size=128,
+        learning_rate=0.1,
+        schedule="linear",
+        rotate=0.2,
+        zoom=0.1,
+        shift=2,
+    ),
+    "cifar10": TrainConfig(
+        dataset="cifar10",
+        backbone="airnet",
+        width=0.5,
+        margin_warmup_epochs=5,
+        epochs=30,
+        batch_size=256,
+        learning_rate=0.2,
+        schedule="linear",
+        shift=3,
+        flip=True,
+        cutout=8,
+    ),
+}
+
+
+def recipe(dataset: str) -> TrainConfig:
+    """The defaults for a data set; for a folder of the user's own, those of `TrainConfig`."""
+    return RECIPES.get(dataset) or TrainConfig(dataset=dataset)
+
+
+def from_dict(values: dict[str, Any], source: str = "the configuration") -> TrainConfig:
+    """A configuration from the fields in `values`, the rest being the data set's defaults.
+
+    Raises:
+      UserError: an unknown field, or a value of the wrong type or out of range; `source` is named.
+
+    >>> from_dict({"dataset": "mnist", "seed": 3}).seed
+    3
+    """
+    types = {f.name: str(f.type) for f in dataclasses.fields(TrainConfig)}
+    for name, value in values.items():
+        if name not in types:
+            close = difflib.get_close_matches(name, types, n=1)
+            guess = f"; did you mean {close[0]!r}?" if close else ""
+            raise UserError(f"{source} has the unknown field {name!r}{guess}")
+        if not _fits(value, types[name]):
+            raise UserError(f"{source} has {name} = {json.dumps(value)}; it must be of type {types[name]}")
+    return dataclasses.replace(recipe(values.get("dataset", "digits")), **values)
+
+
+def _fits(value: Any, annotation: str) -> bool:
+    kinds: dict[str, tuple[type, ...]] = {
+        "str": (str,),
+        "int": (int,),
+        "float": (int, float),
+        "bool": (bool,),
+        "None": (type(None),),
+    }
+    accepted = tuple(kind for name in annotation.split(" | ") for kind in kinds[name])
+    return isinstance(value, accepted) and (not isinstance(value, bool) or bool in accepted)
+
+
+def read(path: Path) -> TrainConfig:
+    """A configuration from a JSON file, such as an old run's `config.json`.
+
+    Raises:
+      UserError: no such file, no JSON object, or what `from_dict` raises.
+    """
+    if path.is_dir():
+        path = path / "config.json"
+    try:
+        values = json.loads(path.read_text())
+    except OSError as error:
+        raise UserError(f"--config {path} cannot be read: {error.strerror}") from None
+    except ValueError as error:
+        raise UserError(f"--config {path} is not JSON: {error}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"--config {path} must hold a JSON object of configuration fields")
+    return from_dict(values, str(path))

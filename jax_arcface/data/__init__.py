@@ -1,0 +1,22 @@
+"""From a data set's name to arrays in memory.
+
+Images are uint8 [N, H, W, C] and labels int32 [N], the same in every run, from whichever source they come
+(`docs/recipe.md`, section Data). What was decoded is kept as memory-mapped arrays in the user's cache folder.
+"""
+
+from jax_arcface.data.datasets import Dataset, Split, channel_statistics
+from jax_arcface.data.errors import DataError
+from jax_arcface.data.folders import read_images
+from jax_arcface.data.loading import DATASETS, load
+from jax_arcface.data.prepared import prepare_tfds
+
+__all__ = [
+    "DATASETS",
+    "DataError",
+    "Dataset",
+    "Split",
+    "channel_statistics",
+    "load",
+    "prepare_tfds",
+    "read_images",
+]

@@ -1,0 +1,100 @@
+"""What a data set is: two splits of arrays in memory."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+from jax_arcface.sampling import generator
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Split:
+    """The examples of one split.
+
+    Args:
+      images: uint8 [N, H, W, C], grey levels from 0 to 255; `load` may give a memory-mapped array, which is read-only.
+      labels: int32 [N], each example's class, counted from 0; as above.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Dataset:
+    """A data set in memory.
+
+    Args:
+      name: what it is called; for a folder of images, the folder's own name.
+      train: the examples to train on.
+      test: the examples to test on.
+      class_names: each class's name, at its label.
+    """
+
+    name: str
+    train: Split
+    test: Split
+    class_names: tuple[str, ...]
+
+    @property
+    def num_classes(self) -> int:
+        """The number of classes."""
+        return len(self.class_names)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Height, width and channels of every image."""
+        height, width, channels = self.train.images.shape[1:]
+        return height, width, channels
+
+
+def channel_statistics(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Each channel's mean and standard deviation over all images and pixels, from exact integer sums.
+
+    Args:
+      images: uint8 [N, H, W, C]; it is read in pieces, never copied whole.
+
+    Returns:
+      Two float64 [C], in grey levels from 0 to 255: mean = S1 / n and std = sqrt(S2 / n - mean**2), with 1 where that
+      is 0 (`docs/recipe.md`, section Data).
+
+    Raises:
+      ValueError: images of another type or number of axes, or none at all.
+
+    >>> images = np.array([0, 255, 255, 0], np.uint8).reshape(1, 2, 2, 1)
+    >>> channel_statistics(images)
+    (array([127.5]), array([127.5]))
+    """
+    if images.dtype != np.uint8 or images.ndim != 4 or images.size == 0:
+        raise ValueError(f"images must be uint8 [N, H, W, C] and not empty, not {images.dtype} {list(images.shape)}")
+    channels = images.shape[-1]
+    values = images[0].size
+    # at most 2**16 rows: 2**16 * 255**2 is still below 2**32
+    rows = min(max(2**22 // values, 1), 2**16)
+    sums, squares = np.zeros(values, np.uint64), np.zeros(values, np.uint64)
+    for start in range(0, len(images), rows):
+        piece = images[start : start + rows].reshape(-1, values)
+        sums += piece.sum(axis=0, dtype=np.uint32)
+        squares += np.square(piece, dtype=np.uint16).sum(axis=0, dtype=np.uint32)
+
+    n = images.size // channels
+    mean, std = np.empty(channels), np.empty(channels)
+    for channel in range(channels):
+        mean[channel] = int(sums[channel::channels].sum()) / n
+        variance = int(squares[channel::channels].sum()) / n - mean[channel] ** 2
+        std[channel] = np.sqrt(variance) if variance > 0 else 1.0
+    return mean, std
+
+
+def held_out(labels: np.ndarray) -> np.ndarray:
+    """Which examples of an unsplit data set are its test split: bool [N], a fifth of each class, drawn with seed 0."""
+    draw = generator(0, "split", 0)
+    mask = np.zeros(len(labels), bool)
+    for label in range(labels.max() + 1):
+        examples = np.flatnonzero(labels == label)
+        n = len(examples)
+        smallest = np.argsort(draw.random(n), kind="stable")
+        mask[examples[smallest[: min(max(round(n / 5), 1), n - 1)]]] = True
+    return mask

@@ -1,0 +1,150 @@
+"""From a data set's name to arrays in memory."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import os
+from pathlib import Path
+
+import numpy as np
+import platformdirs
+
+from jax_arcface.data.cache import cached, fingerprint
+from jax_arcface.data.datasets import Dataset, Split, held_out
+from jax_arcface.data.errors import DataError
+from jax_arcface.data.folders import load_folder
+from jax_arcface.data.images import resize
+from jax_arcface.data.prepared import download_prepared, find_prepared, read_prepared
+from jax_arcface.data.published import PUBLISHED
+
+DATASETS = ("digits", "mnist", "cifar10")
+
+_DIRECTORY_VARIABLE = "ARCFACE_DATA_DIR"
+
+
+def load(
+    name: str,
+    data_dir: str | os.PathLike[str] | None = None,
+    *,
+    image_size: int | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+    progress: bool = False,
+) -> Dataset:
+    """Loads a data set by its name, or the user's own images by their folder.
+
+    - `digits`: the UCI handwritten digits that scikit-learn carries, 8x8x1, with a seeded split. Needs no files.
+    - `mnist`, `cifar10`: the published files in their published order, 28x28x1 and 32x32x3. They are read from
+      `MNIST/raw/*.gz` or `cifar-10-batches-py/*` (torchvision's layout) in `data_dir`, or where that is not given in
+      the folder that the environment variable `ARCFACE_DATA_DIR` names; every file's checksum is verified. Where the
+      files are not there, a TFDS data set prepared in that folder or in TFDS's own is read, and where there is none
+      TFDS downloads it, into `data_dir` if given. The arrays are the same, bit for bit.
+    - A path (with a separator, or an existing folder that is not called as above): `PATH/train/CLASS/*` and
+      `PATH/test/CLASS/*`, or `PATH/CLASS/*` with a seeded split, as *.png, *.jpg or *.jpeg. Images are grey (C = 1)
+      where all of them are, and RGB otherwise. Other files, hidden ones and folders inside a class's folder are
+      ignored.
+
+    Args:
+      name: one of `DATASETS`, or the path of a folder.
+      data_dir: where the files of `mnist` and `cifar10` are.
+      image_size: height and width that images are resized to, in pixels (Pillow's bilinear filter). The default is the
+        size they have, which must be the same for all.
+      cache_dir: where decoded arrays are kept; the default is `jax-arcface` in the user's cache folder. It may be
+        deleted at any time. Where it cannot be written, arrays are kept in memory alone.
+      progress: whether to show a bar on standard error while images are decoded.
+
+    Raises:
+      DataError: an unknown name, missing or damaged files, or a folder that cannot be understood.
+
+    >>> digits = load("digits")
+    >>> digits.train.images.shape, digits.test.images.shape, digits.num_classes
+    ((1438, 8, 8, 1), (359, 8, 8, 1), 10)
+    >>> load("minst")
+    Traceback (most recent call last):
+    ...
+    jax_arcface.data.errors.DataError: no data set is called 'minst' (did you mean 'mnist'?): give one of digits, mnist,
+    cifar10 or the path of a folder with one folder of images for each class
+    """
+    name = os.fspath(name)
+    if image_size is not None and image_size < 1:
+        raise DataError(f"image size {image_size}: at least 1 pixel is needed")
+    cache = Path(platformdirs.user_cache_dir("jax-arcface", appauthor=False) if cache_dir is None else cache_dir)
+    if name in PUBLISHED:
+        return _load_published(name, data_dir, image_size, cache, progress)
+    if data_dir is not None:
+        raise DataError(f"a data folder ({data_dir}) has no effect on {name!r}: leave it out")
+    if name == "digits":
+        return resize(_digits(), image_size, progress)
+    if "/" in name or os.sep in name or os.path.isdir(name):
+        return load_folder(Path(os.path.expanduser(name)), image_size, cache, progress)
+    near = difflib.get_close_matches(name.lower(), DATASETS, n=1)
+    raise DataError(
+        f"no data set is called {name!r}{f' (did you mean {near[0]!r}?)' if near else ''}: give one of "
+        f"{', '.join(DATASETS)} or the path of a folder with one folder of images for each class"
+    )
+
+
+def _digits() -> Dataset:
+    from sklearn.datasets import load_digits
+
+    raw = load_digits()
+    images = ((255 * raw.images.astype(np.int64) + 8) // 16).astype(np.uint8)[..., None]
+    labels = raw.target.astype(np.int32)
+    test = held_out(labels)
+    return Dataset(
+        name="digits",
+        train=Split(images[~test], labels[~test]),
+        test=Split(images[test], labels[test]),
+        class_names=tuple(map(str, raw.target_names)),
+    )
+
+
+def _load_published(
+    name: str, data_dir: str | os.PathLike[str] | None, image_size: int | None, cache: Path, progress: bool
+) -> Dataset:
+    published = PUBLISHED[name]
+    folder, is_raw = _find_published(name, data_dir)
+    if is_raw:
+        files = [folder / file for file in published.sha256]
+    else:
+        files = sorted(file for file in folder.iterdir() if file.is_file())
+    key = fingerprint(folder, files, name)
+
+    def decode() -> Dataset:
+        if is_raw:
+            return published.decode(functools.partial(published.read, folder))
+        return read_prepared(name, folder, progress)
+
+    dataset = cached(cache / f"{name}-{key}", decode)
+    if image_size is None or dataset.image_shape[:2] == (image_size, image_size):
+        return dataset
+    return cached(cache / f"{name}-{key}-{image_size}", lambda: resize(dataset, image_size, progress))
+
+
+def _find_published(name: str, data_dir: str | os.PathLike[str] | None) -> tuple[Path, bool]:
+    """The published files' folder (and True), or a prepared TFDS data set's (and False), downloaded if need be."""
+    published = PUBLISHED[name]
+    given = data_dir or os.environ.get(_DIRECTORY_VARIABLE)
+    root = Path(os.path.expanduser(given)) if given else None
+    if root is not None:
+        folder = root / published.folder
+        missing = published.missing(folder)
+        if not missing:
+            return folder, True
+        if len(missing) < len(published.sha256):
+            raise DataError(f"{folder} holds only some of the files of {name}: {', '.join(missing)} not found there")
+
+    # the default of TFDS, which reads it when it is imported
+    tfds_dir = Path(os.path.expanduser(os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")))
+    for place in (tfds_dir,) if root is None else (root, tfds_dir):
+        if prepared := find_prepared(name, place):
+            return prepared, False
+
+    try:
+        return download_prepared(name, root if root and data_dir else tfds_dir), False
+    except DataError as error:
+        raise DataError(
+            f"{name} is not at hand: {'no data folder is given' if root is None else f'{root} does not hold it'}, and "
+            f"{error}: put {published.folder}/{{{', '.join(published.sha256)}}} in a folder and name that folder with "
+            f"--data-dir or the environment variable {_DIRECTORY_VARIABLE}"
+        ) from error

@@ -1,0 +1,65 @@
+"""Closed-set classification by the nearest prototype."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.typing import ArrayLike
+
+from jax_arcface.losses import cosines, margin_softmax_loss
+from jax_arcface.margins import Margin
+
+
+def predict(embeddings: ArrayLike, prototypes: ArrayLike, block_size: int = 1000) -> np.ndarray:
+    """The class whose prototype has the largest cosine with each embedding; the first of equals.
+
+    Args:
+      embeddings: [N, D]. prototypes: [C, D], or [C, K, D] with sub-centres.
+      block_size: embeddings compared at a time; the memory needed is block_size x C (x K).
+
+    Returns:
+      int64 [N].
+
+    >>> predict(jnp.array([[2.0, 1.0], [0.0, -1.0]]), jnp.array([[0.0, 1.0], [1.0, 0.0]])).tolist()
+    [1, 1]
+    """
+    embeddings = np.asarray(embeddings)
+    blocks = [embeddings[i : i + block_size] for i in range(0, len(embeddings), block_size)]
+    return np.concatenate([_predict(block, prototypes) for block in blocks]).astype(np.int64)
+
+
+@jax.jit
+def _predict(embeddings: Array, prototypes: Array) -> Array:
+    return jnp.argmax(cosines(embeddings, prototypes), axis=-1)
+
+
+def accuracy(embeddings: ArrayLike, prototypes: ArrayLike, labels: ArrayLike) -> float:
+    """The share of embeddings [N, D] whose nearest prototype is that of their label [N].
+
+    >>> accuracy(jnp.array([[2.0, 1.0], [0.0, 1.0]]), jnp.array([[0.0, 1.0], [1.0, 0.0]]), jnp.array([1, 1]))
+    0.5
+    """
+    return float(np.mean(predict(embeddings, prototypes) == np.asarray(labels)))
+
+
+def mean_loss(
+    embeddings: ArrayLike,
+    prototypes: ArrayLike,
+    labels: ArrayLike,
+    margin: Margin,
+    scale: float,
+    block_size: int = 1000,
+) -> float:
+    """The mean margin softmax loss of embeddings [N, D] with labels [N], block_size at a time."""
+    embeddings, labels = np.asarray(embeddings), np.asarray(labels)
+    total = 0.0
+    for start in range(0, len(labels), block_size):
+        block = slice(start, start + block_size)
+        loss = _loss(embeddings[block], prototypes, labels[block], margin, scale)
+        total += float(loss) * len(labels[block])
+    return total / len(labels)
+
+
+_loss = jax.jit(margin_softmax_loss)

@@ -1,0 +1,65 @@
+"""Modules that own the class prototypes."""
+
+from __future__ import annotations
+
+import jax
+from flax import nnx
+from jax import Array
+
+from jax_arcface.losses import cosines, margin_logits, margin_softmax_loss
+from jax_arcface.margins import Margin
+
+
+class ArcFaceHead(nnx.Module):
+    """The ArcFace head: normalised prototypes, a margin and a scale (Deng et al., CVPR 2019, equations 3 and 4).
+
+    Args:
+      embedding_dim: D.
+      num_classes: C.
+      margin: any `Margin`.
+      scale: s, > 0.
+      subcenters: K, prototypes a class, of which the nearest counts (Sub-center ArcFace, Deng et al., ECCV 2020).
+      rngs: initial prototypes are uniform in +-sqrt(3 / D), from its stream `params`.
+
+    Raises:
+      ValueError: a dimension, class count, scale or K that is not positive.
+
+    >>> import jax.numpy as jnp
+    >>> head = ArcFaceHead(8, 10, rngs=nnx.Rngs(0))
+    >>> head.prototypes.shape
+    (10, 8)
+    >>> head(jnp.ones((4, 8)), jnp.array([0, 1, 2, 3])).shape
+    (4, 10)
+    """
+
+    def __init__(
+        self,
+        embedding_dim: int,
+        num_classes: int,
+        *,
+        margin: Margin | None = None,
+        scale: float = 64.0,
+        subcenters: int = 1,
+        rngs: nnx.Rngs,
+    ):
+        for name, value in (("embedding_dim", embedding_dim), ("num_classes", num_classes), ("subcenters", subcenters)):
+            if value < 1:
+                raise ValueError(f"{name} is {value}; it must be at least 1")
+        if not scale > 0:
+            raise ValueError(f"scale is {scale}; it must be > 0")
+        self.margin = Margin.arcface() if margin is None else margin
+        self.scale = scale
+        shape = (num_classes, embedding_dim) if subcenters == 1 else (num_classes, subcenters, embedding_dim)
+        bound = (3 / embedding_dim) ** 0.5
+        self.prototypes = nnx.Param(jax.random.uniform(rngs.params(), shape, minval=-bound, maxval=bound))
+
+    def __call__(self, embeddings: Array, labels: Array | None = None) -> Array:
+        """Logits [B, C] of embeddings [B, D]: with the margin on `labels` [B], or without any where None."""
+        if labels is None:
+            return self.scale * cosines(embeddings, self.prototypes[...])
+        return margin_logits(embeddings, self.prototypes[...], labels, self.margin, self.scale)
+
+    def loss(self, embeddings: Array, labels: Array, label_smoothing: float = 0.0) -> Array:
+        """`margin_softmax_loss` of embeddings [B, D] and labels [B] with this head's prototypes: a scalar."""
+        prototypes = self.prototypes[...]
+        return margin_softmax_loss(embeddings, prototypes, labels, self.margin, self.scale, label_smoothing)

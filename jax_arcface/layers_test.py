@@ -1,0 +1,110 @@
+"""The layers against float64 numpy, scipy and finite differences."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from jax.test_util import check_grads
+
+from jax_arcface.layers import BatchNorm, Embedding, PReLU, global_max_pool, max_pool
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(0)
+
+
+def test_batch_norm_in_training(rng):
+    x = rng.normal(3, 2, (6, 4, 5, 3))
+    norm = BatchNorm(3)
+    norm.scale[...], norm.bias[...] = jnp.array([1.0, 2.0, 0.5]), jnp.array([0.0, -1.0, 4.0])
+    y = norm(jnp.asarray(x, jnp.float32), train=True)
+    flat = x.reshape(-1, 3)
+    expected = (x - flat.mean(0)) / np.sqrt(flat.var(0) + 1e-5) * [1, 2, 0.5] + [0, -1, 4]
+    np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(norm.mean[...], 0.1 * flat.mean(0), rtol=1e-5)
+    np.testing.assert_allclose(norm.var[...], 0.9 + 0.1 * flat.var(0, ddof=1), rtol=1e-5)
+
+
+def test_batch_norm_in_evaluation_uses_the_running_statistics_and_leaves_them(rng):
+    x = rng.normal(size=(4, 3)).astype(np.float32)
+    norm = BatchNorm(3)
+    norm.mean[...], norm.var[...] = jnp.array([1.0, 2.0, 3.0]), jnp.array([4.0, 9.0, 0.0])
+    expected = (x - [1, 2, 3]) / np.sqrt(np.array([4, 9, 0]) + 1e-5)
+    np.testing.assert_allclose(norm(x, train=False), expected, rtol=1e-5)
+    np.testing.assert_array_equal(norm.mean[...], [1, 2, 3])
+
+
+def test_batch_norm_gradients_in_float64(rng):
+    weights = rng.normal(size=(7, 3))
+
+    def loss(x, scale, bias):
+        norm = BatchNorm(3)
+        norm.scale, norm.bias = nnx.Param(scale), nnx.Param(bias)
+        return jnp.sum(weights * jnp.tanh(norm(x, train=True)))
+
+    with jax.enable_x64(True):
+        arguments = [jnp.asarray(rng.normal(size=shape)) for shape in ((7, 3), (3,), (3,))]
+        check_grads(loss, arguments, order=1, modes=["rev"], atol=1e-7, rtol=1e-7)
+
+
+def test_batch_norm_keeps_bfloat16_and_takes_its_statistics_in_float32(rng):
+    # 1024 values around 100: their bfloat16 sum would be off by whole percents
+    x = jnp.asarray(rng.normal(100, 1, (1024, 2)), jnp.bfloat16)
+    norm = BatchNorm(2)
+    assert norm(x, train=True).dtype == jnp.bfloat16
+    np.testing.assert_allclose(10 * norm.mean[...], np.asarray(x, np.float64).mean(0), rtol=1e-5)
+
+
+def test_prelu():
+    layer = PReLU(2)
+    layer.slope[...] = jnp.array([0.1, 0.5])
+    np.testing.assert_allclose(layer(jnp.array([[-2.0, -2.0], [3.0, 0.0]])), [[-0.2, -1.0], [3.0, 0.0]], rtol=1e-6)
+
+
+@pytest.mark.parametrize("size", [(4, 6), (5, 7)])
+def test_max_pool_is_the_maximum_of_each_window(rng, size):
+    x = rng.normal(size=(2, *size, 3)).astype(np.float32)
+    height, width = size[0] // 2, size[1] // 2
+    expected = np.array(
+        [
+            [[x[b, 2 * i : 2 * i + 2, 2 * j : 2 * j + 2].max((0, 1)) for j in range(width)] for i in range(height)]
+            for b in (0, 1)
+        ]
+    )
+    np.testing.assert_array_equal(max_pool(x), expected)
+
+
+def test_a_pooling_ties_gradient_goes_to_the_first():
+    x = jnp.array([[1.0, 1.0, 0.0, 2.0], [1.0, 1.0, 2.0, 2.0]])[None, :, :, None]
+    gradient = jax.grad(lambda x: max_pool(x).sum())(x)
+    np.testing.assert_array_equal(gradient[0, :, :, 0], [[1, 0, 0, 1], [0, 0, 0, 0]])
+    gradient = jax.grad(lambda x: global_max_pool(x).sum())(x)
+    np.testing.assert_array_equal(gradient[0, :, :, 0], [[0, 0, 0, 1], [0, 0, 0, 0]])
+
+
+def test_embedding_flattens_channel_row_column():
+    layer = Embedding((2, 3, 2), 12, rngs=nnx.Rngs(0))
+    layer.fc.kernel[...] = jnp.eye(12)
+    x = jnp.arange(12.0).reshape(1, 2, 3, 2)
+    expected = [x[0, row, column, channel] for channel in (0, 1) for row in (0, 1) for column in (0, 1, 2)]
+    np.testing.assert_allclose(layer(x, train=False)[0], expected, rtol=1e-4)
+
+
+def test_dropout_zeroes_what_is_masked_and_scales_the_rest(rng):
+    layer = Embedding((1, 1, 4), 4, dropout=0.5, rngs=nnx.Rngs(0))
+    layer.fc.kernel[...] = jnp.eye(4)
+    seen = {}
+
+    class Spy(nnx.Module):
+        def __call__(self, x, train):
+            seen["x"] = x
+            return x
+
+    layer.bn1, layer.bn2 = (lambda x, train: x), Spy()
+    mask = jnp.array([[True, False, True, True]])
+    layer(jnp.array([1.0, 2.0, 3.0, 4.0]).reshape(1, 1, 1, 4), train=True, dropout_mask=mask)
+    np.testing.assert_allclose(seen["x"], [[2.0, 0.0, 6.0, 8.0]])
+    with pytest.raises(ValueError, match="dropout_mask"):
+        layer(jnp.ones((1, 1, 1, 4)), train=True)

@@ -1,0 +1,209 @@
+"""From embeddings and prototypes to logits, and from logits to a scalar."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import Array
+from jax.typing import ArrayLike
+
+from jax_arcface.margins import Margin, target_cosine
+
+# Vectors whose largest entry is smaller than this count as zero: one over it still fits float32.
+_SMALLEST = 2.0**-100
+
+
+def normalize(vectors: ArrayLike) -> Array:
+    """Scales vectors to length 1.
+
+    Args:
+      vectors: [..., D], any float dtype. Neither large nor small entries overflow or underflow.
+
+    Returns:
+      [..., D] in float32 (float64 for float64). A zero vector (largest entry below 2^-100) stays zero and takes no
+      gradient. Gradients that do not fit the dtype of `vectors` saturate at its largest number.
+
+    >>> normalize(jnp.array([[3.0, 4.0], [0.0, 0.0]]))
+    Array([[0.6, 0.8],
+           [0. , 0. ]], dtype=float32)
+    """
+    x = _widen(jnp.asarray(vectors))
+    largest = jax.lax.stop_gradient(jnp.max(jnp.abs(x), axis=-1, keepdims=True))
+    nonzero = largest >= _SMALLEST
+    # now at most 4, so that squares stay in range; one over a divisor above 1 / tiny would be flushed to zero
+    tiny = float(jnp.finfo(jnp.result_type(x, jnp.float32)).tiny)
+    x = jnp.where(nonzero, x / jnp.clip(largest, _SMALLEST, 1 / tiny), 0)
+    squares = jnp.sum(x * x, axis=-1, keepdims=True)
+    return x / jnp.sqrt(jnp.where(nonzero, squares, 1))
+
+
+def cosines(embeddings: ArrayLike, prototypes: ArrayLike) -> Array:
+    """cos(theta) between every embedding and every class.
+
+    Args:
+      embeddings: [B, D], any float dtype and any length.
+      prototypes: [C, D], or [C, K, D] with K sub-centres a class, of which the nearest counts (Deng et al.,
+        "Sub-center ArcFace", ECCV 2020); a tie's gradient goes to the first.
+
+    Returns:
+      [B, C] in float32 (float64 where either is float64).
+
+    Raises:
+      ValueError: shapes that do not fit.
+
+    >>> cosines(jnp.array([[2.0, 0.0]]), jnp.array([[1.0, 0.0], [0.0, 3.0], [-1.0, 0.0]]))
+    Array([[ 1.,  0., -1.]], dtype=float32)
+    """
+    embeddings, prototypes = jnp.asarray(embeddings), jnp.asarray(prototypes)
+    if embeddings.ndim != 2 or prototypes.ndim not in (2, 3) or embeddings.shape[-1] != prototypes.shape[-1]:
+        raise ValueError(
+            f"embeddings {embeddings.shape} and prototypes {prototypes.shape} do not fit: "
+            "they must be [B, D] and [C, D] or [C, K, D]"
+        )
+    x, w = normalize(embeddings), normalize(prototypes.reshape(-1, prototypes.shape[-1]))
+    # full precision also where accelerators would round float32 inputs: an angle near 0 has no digits to lose
+    cosine = jnp.matmul(x, w.T, precision=jax.lax.Precision.HIGHEST)
+    if prototypes.ndim == 3:
+        cosine = cosine.reshape(len(x), *prototypes.shape[:2])
+        nearest = jnp.argmax(cosine, axis=-1, keepdims=True)
+        cosine = jnp.take_along_axis(cosine, nearest, axis=-1)[..., 0]
+    return cosine
+
+
+def margin_logits(
+    embeddings: ArrayLike, prototypes: ArrayLike, labels: ArrayLike, margin: Margin, scale: ArrayLike = 64.0
+) -> Array:
+    """Logits with the margin on each example's own class: s psi(theta_y), and s cos(theta_j) elsewhere.
+
+    Pure; works under jit, vmap and grad. ArcFace (Deng et al., CVPR 2019), equation 4.
+
+    Args:
+      embeddings: [B, D], any float dtype; only their direction counts.
+      prototypes: [C, D], or [C, K, D] with K sub-centres a class; only their direction counts.
+      labels: [B], integers in [0, C).
+      margin: see `Margin`.
+      scale: s, > 0, a scalar (checked where it is known outside jit).
+
+    Returns:
+      [B, C] in float32 (float64 for float64). Inside jit and vmap labels cannot be looked at: an
+      example whose label lies outside [0, C) gets NaN logits, never a wrong number.
+
+    Raises:
+      ValueError: shapes that do not fit, scale <= 0, or, outside jit, a label outside [0, C).
+      TypeError: labels that are not integers.
+
+    >>> x, w = jnp.array([[1.0, 0.0]]), jnp.array([[1.0, 1.0], [0.0, -1.0]])
+    >>> print(margin_logits(x, w, jnp.array([0]), Margin.arcface(0.5), scale=10.0).round(3))  # 10 cos(pi/4 + 0.5), 0
+    [[2.815 0.   ]]
+    """
+    cosine = cosines(embeddings, prototypes)
+    labels = _checked_labels(labels, *cosine.shape)
+    if isinstance(scale, (int, float, np.number)) and not scale > 0:
+        raise ValueError(f"scale is {scale}; it must be > 0")
+    return scale * jax.vmap(_example_cosines, in_axes=(0, 0, None))(cosine, labels, margin)
+
+
+def _example_cosines(cosine: Array, label: Array, margin: Margin) -> Array:
+    """One example's cosines [C], with psi(theta) in its label's place."""
+    classes = cosine.shape[0]
+    is_target = jnp.arange(classes) == label
+    with_margin = jnp.where(is_target, target_cosine(cosine[label.clip(0, classes - 1)], margin), cosine)
+    # a product, so that the gradient becomes NaN as well
+    return with_margin * jnp.where((label >= 0) & (label < classes), 1, jnp.nan)
+
+
+def margin_softmax_loss(
+    embeddings: ArrayLike,
+    prototypes: ArrayLike,
+    labels: ArrayLike,
+    margin: Margin,
+    scale: ArrayLike = 64.0,
+    label_smoothing: float = 0.0,
+) -> Array:
+    """The margin softmax loss, the mean over the batch: cross entropy of `margin_logits` (ArcFace, equation 4).
+
+    Args:
+      embeddings, prototypes, labels, margin, scale: as in `margin_logits`.
+      label_smoothing: the share of the target distribution that is spread evenly over all classes, in [0, 1).
+
+    Returns:
+      A scalar, float32 (float64 for float64). NaN inside jit if a label lies outside [0, C).
+
+    Raises:
+      ValueError, TypeError: as `margin_logits`; and a label smoothing outside [0, 1).
+
+    >>> x, w = jnp.array([[1.0, 0.0]]), jnp.array([[1.0, 0.0], [0.0, 1.0]])
+    >>> print(margin_softmax_loss(x, w, jnp.array([0]), Margin.cosface(0.35), scale=1.0).round(4))  # log(1 + e^-0.65)
+    0.4201
+    """
+    return softmax_loss(margin_logits(embeddings, prototypes, labels, margin, scale), labels, label_smoothing)
+
+
+def softmax_loss(logits: ArrayLike, labels: ArrayLike, label_smoothing: float = 0.0) -> Array:
+    """Cross entropy with integer labels, the mean over the batch.
+
+    Args:
+      logits: [B, C]. labels: [B], integers in [0, C). label_smoothing: in [0, 1), spread evenly over all classes.
+
+    Returns:
+      A scalar. NaN inside jit if a label lies outside [0, C).
+
+    Raises:
+      ValueError: shapes that do not fit, a label smoothing outside [0, 1), or, outside jit, a label outside [0, C).
+      TypeError: labels that are not integers.
+
+    >>> print(softmax_loss(jnp.zeros((2, 4)), jnp.array([0, 3])).round(4))  # log 4
+    1.3863
+    """
+    if not 0 <= label_smoothing < 1:
+        raise ValueError(f"label_smoothing is {label_smoothing}; it must be at least 0 and below 1")
+    logits = jnp.asarray(logits)
+    if logits.ndim != 2:
+        raise ValueError(f"logits have shape {logits.shape}; they must be [B, C]")
+    labels = _checked_labels(labels, *logits.shape)
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels.clip(0, logits.shape[1] - 1))
+    if label_smoothing:
+        even = jax.nn.logsumexp(logits, axis=-1) - jnp.mean(logits, axis=-1)
+        losses = (1 - label_smoothing) * losses + label_smoothing * even
+    return jnp.mean(losses * jnp.where((labels >= 0) & (labels < logits.shape[1]), 1, jnp.nan))
+
+
+def _checked_labels(labels: ArrayLike, batch: int, classes: int) -> Array:
+    if not isinstance(labels, Array):
+        labels = np.asarray(labels)  # looked at before 64 bits become 32
+    if not jnp.issubdtype(labels.dtype, jnp.integer):
+        raise TypeError(f"labels have dtype {labels.dtype}; they must be integers")
+    if labels.shape != (batch,):
+        raise ValueError(f"labels have shape {labels.shape}; one for each row of the batch is expected: ({batch},)")
+    if isinstance(labels, jax.core.Tracer):
+        narrow = labels.astype(jnp.int32)
+        return jnp.where(narrow.astype(labels.dtype) == labels, narrow, -1)  # 2^32 must not become class 0
+    wrong = np.asarray(labels)
+    wrong = wrong[(wrong < 0) | (wrong >= classes)]
+    if wrong.size:
+        raise ValueError(f"labels must lie in [0, {classes}); found {wrong[0]}")
+    return jnp.asarray(labels, jnp.int32)
+
+
+def _widen(x: Array) -> Array:
+    """To float32 (float64 stays), with a gradient that saturates where it does not fit a narrow dtype."""
+    return _widen_narrow(x) if x.dtype in (jnp.float16, jnp.bfloat16) else x
+
+
+@jax.custom_vjp
+def _widen_narrow(x: Array) -> Array:
+    return x.astype(jnp.float32)
+
+
+def _widen_forward(x: Array) -> tuple[Array, Array]:
+    return x.astype(jnp.float32), jnp.zeros((), x.dtype)
+
+
+def _widen_backward(like: Array, gradient: Array) -> tuple[Array]:
+    largest = float(jnp.finfo(like.dtype).max)
+    return (jnp.clip(gradient, -largest, largest).astype(like.dtype),)
+
+
+_widen_narrow.defvjp(_widen_forward, _widen_backward)

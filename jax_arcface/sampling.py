@@ -1,0 +1,176 @@
+"""Which example, in which order, under which augmentation: a function of the seed alone.
+
+The recipe is written down in `docs/recipe.md`; everything random is drawn here, on the host, with numpy's Philox.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+Draws = dict[str, np.ndarray]
+
+
+def generator(seed: int, purpose: str, index: int | str = 0) -> np.random.Generator:
+    """The random generator for one purpose: numpy's Philox, keyed by SHA-256 of `arcface/purpose/index/seed`.
+
+    Only its `random` is used, so that the numbers can be drawn anywhere (`docs/recipe.md`).
+
+    >>> print(generator(0, "order", 3).random(2))
+    [...]
+    """
+    digest = hashlib.sha256(f"arcface/{purpose}/{index}/{seed}".encode("ascii")).digest()
+    return np.random.Generator(np.random.Philox(key=int.from_bytes(digest[:16], "little")))
+
+
+def permutation(seed: int, purpose: str, index: int, n: int) -> np.ndarray:
+    """A permutation of 0 ... n - 1 (int64 [n]): the stable argsort of n uniform draws."""
+    return np.argsort(generator(seed, purpose, index).random(n), kind="stable")
+
+
+@dataclasses.dataclass(frozen=True)
+class Augmentation:
+    """What is done to a training image, in this order; the defaults do nothing.
+
+    Args:
+      rotate: largest rotation to either side, in radians.
+      zoom: largest magnification minus one; magnifications lie between 1 / (1 + zoom) and 1 + zoom.
+      shift: largest shift along each axis, in pixels.
+      flip: left-right flips, by a coin for each example in the first epoch and alternating from then on.
+      cutout: side of the square that is set to the mean colour, in pixels.
+    """
+
+    rotate: float = 0.0
+    zoom: float = 0.0
+    shift: int = 0
+    flip: bool = False
+    cutout: int = 0
+
+
+def draw_augmentation(augmentation: Augmentation, seed: int, epoch: int, n: int, height: int, width: int) -> Draws:
+    """Draws one epoch's augmentation for n examples of height x width pixels.
+
+    Returns:
+      One array for each part of the augmentation that is on, its first axis the example's number in the training split:
+      `affine` float32 [n, 2, 2] (from output to input coordinates about the centre), `shift` int32 [n, 2] (first row
+      and column of the window in the padded image), `flip` bool [n], `cutout` int32 [n, 2] (first row and column).
+    """
+    draws: Draws = {}
+    if augmentation.rotate > 0 or augmentation.zoom > 0:
+        u = generator(seed, "affine", epoch).random((n, 2))
+        angle = (2 * u[:, 0] - 1) * augmentation.rotate
+        magnification = np.exp((2 * u[:, 1] - 1) * np.log1p(augmentation.zoom))
+        cos, sin = np.cos(angle) / magnification, np.sin(angle) / magnification
+        draws["affine"] = np.stack([cos, sin, -sin, cos], axis=1).reshape(n, 2, 2).astype(np.float32)
+    if augmentation.shift > 0:
+        u = generator(seed, "shift", epoch).random((n, 2))
+        draws["shift"] = np.floor(u * (2 * augmentation.shift + 1)).astype(np.int32)
+    if augmentation.flip:
+        coin = generator(seed, "flip").random(n) < 0.5
+        draws["flip"] = coin ^ (epoch % 2 == 1)
+    if augmentation.cutout > 0:
+        centre = np.floor(generator(seed, "cutout", epoch).random((n, 2)) * (height, width)).astype(np.int32)
+        draws["cutout"] = centre - augmentation.cutout // 2
+    return draws
+
+
+def epoch_batches(
+    augmentation: Augmentation, seed: int, epoch: int, n: int, batch_size: int, height: int, width: int
+) -> Draws:
+    """One epoch's batches: which examples, and the augmentation of each.
+
+    Returns:
+      Arrays whose first two axes are [n // batch_size, batch_size]: `index` int32, the examples' numbers, and what
+      `draw_augmentation` returns, in the batches' order.
+
+    >>> batches = epoch_batches(Augmentation(flip=True), seed=0, epoch=0, n=10, batch_size=4, height=8, width=8)
+    >>> {name: array.shape for name, array in batches.items()}
+    {'index': (2, 4), 'flip': (2, 4)}
+    """
+    steps = n // batch_size
+    order = permutation(seed, "order", epoch, n)[: steps * batch_size].reshape(steps, batch_size)
+    draws = draw_augmentation(augmentation, seed, epoch, n, height, width)
+    return {"index": order.astype(np.int32)} | {name: array[order] for name, array in draws.items()}
+
+
+def dropout_mask(seed: int, step: int, batch_size: int, features: int, rate: float) -> np.ndarray:
+    """A step's dropout mask, bool [batch_size, features], true where a feature is kept."""
+    return generator(seed, "dropout", step).random((batch_size, features)) >= rate
+
+
+def augment(images: Array, draws: Mapping[str, Array], mean: Array, scale: Array, augmentation: Augmentation) -> Array:
+    """Augments and normalises a batch on the device.
+
+    Args:
+      images: uint8 [B, H, W, C].
+      draws: the batch's part of `epoch_batches`, each array [B, ...].
+      mean: each channel's mean, [C], in grey levels from 0 to 255.
+      scale: one over each channel's standard deviation, [C]; its dtype is the result's.
+      augmentation: what is on; it must be what `draws` were drawn for.
+
+    Returns:
+      [B, H, W, C] in the dtype of `scale`.
+    """
+    height, width = images.shape[1:3]
+    pixels = images.astype(scale.dtype)
+    if "affine" in draws:
+        pixels = _affine(pixels, draws["affine"])
+    if "shift" in draws:
+        pad = augmentation.shift
+        padded = jnp.pad(pixels, ((0, 0), (pad, pad), (pad, pad), (0, 0)), mode="reflect")
+        rows = draws["shift"][:, :1] + jnp.arange(height)
+        columns = draws["shift"][:, 1:] + jnp.arange(width)
+        pixels = jax.vmap(lambda image, row, column: image[row[:, None], column[None, :]])(padded, rows, columns)
+    if "flip" in draws:
+        pixels = jnp.where(draws["flip"][:, None, None, None], pixels[:, :, ::-1], pixels)
+    pixels = normalise(pixels, mean, scale)
+    if "cutout" in draws:
+        row = jnp.arange(height)[None, :] - draws["cutout"][:, :1]
+        column = jnp.arange(width)[None, :] - draws["cutout"][:, 1:]
+        inside_rows, inside_columns = (
+            (0 <= row) & (row < augmentation.cutout),
+            (0 <= column) & (column < augmentation.cutout),
+        )
+        pixels = jnp.where((inside_rows[:, :, None] & inside_columns[:, None, :])[..., None], 0, pixels)
+    return pixels
+
+
+def normalise(images: Array, mean: Array, scale: Array) -> Array:
+    """(images - mean) * scale, by channel: [..., C] to [..., C] in the dtype of `scale`."""
+    return (images.astype(scale.dtype) - mean) * scale
+
+
+def _affine(images: Array, matrices: Array) -> Array:
+    """Reads each image [H, W, C] bilinearly at matrix times the pixel's offset from the centre; 0 outside."""
+    height, width = images.shape[1:3]
+    centre = jnp.array([(height - 1) / 2, (width - 1) / 2], images.dtype)
+    grid = jnp.stack(jnp.meshgrid(jnp.arange(height), jnp.arange(width), indexing="ij"), axis=-1) - centre
+    matrices = matrices.astype(images.dtype)
+    # written out, not as a matrix product: accelerators would round its inputs
+    source = (
+        matrices[:, None, None, :, 0] * grid[..., 0, None] + matrices[:, None, None, :, 1] * grid[..., 1, None] + centre
+    )
+
+    low = jnp.floor(source)
+    fraction = source - low
+    low = low.astype(jnp.int32)
+
+    def corner(image: Array, row: Array, column: Array) -> Array:
+        inside = (0 <= row) & (row < height) & (0 <= column) & (column < width)
+        return jnp.where(inside[..., None], image[row.clip(0, height - 1), column.clip(0, width - 1)], 0)
+
+    result = jnp.zeros_like(images)
+    for down in (0, 1):
+        for right in (0, 1):
+            weight = (fraction[..., 0] if down else 1 - fraction[..., 0]) * (
+                fraction[..., 1] if right else 1 - fraction[..., 1]
+            )
+            value = jax.vmap(corner)(images, low[..., 0] + down, low[..., 1] + right)
+            result += weight[..., None] * value
+    return result

@@ -1,0 +1,428 @@
+"""Training from top to bottom: model, data, optimiser, step, epoch, fit.
+
+The data set lies on the device as uint8. What is random in an epoch is drawn on the host (`jax_arcface.sampling`); a
+step gathers its batch, augments, normalises and updates inside one jitted function whose state is donated. On an
+accelerator an epoch is one `lax.scan` over that step. On a CPU the same step is called by itself: XLA runs a
+convolution inside a loop tens of times slower there.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import operator
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from jax import Array
+
+from jax_arcface import backbones, weights
+from jax_arcface.backbones import ImageShape
+from jax_arcface.config import TrainConfig
+from jax_arcface.data import Dataset, Split, channel_statistics
+from jax_arcface.errors import UserError
+from jax_arcface.evaluation import accuracy
+from jax_arcface.heads import ArcFaceHead
+from jax_arcface.losses import cosines, margin_softmax_loss
+from jax_arcface.margins import Margin
+from jax_arcface.sampling import augment, dropout_mask, epoch_batches, normalise
+
+Batch = Mapping[str, Any]
+
+
+# ---- model
+
+
+class Classifier(nnx.Module):
+    """A backbone and the head that owns the class prototypes.
+
+    Args:
+      config: says which backbone, its width, and the head's margin, scale and sub-centres.
+      image_shape: (H, W, C).
+      num_classes: C.
+      rngs: for initial weights (a training draws its own, `initial_state`).
+    """
+
+    def __init__(self, config: TrainConfig, image_shape: ImageShape, num_classes: int, *, rngs: nnx.Rngs):
+        self.backbone = backbones.BACKBONES[config.backbone](
+            image_shape,
+            config.embedding_dim,
+            config.width,
+            config.dropout,
+            dtype=jnp.bfloat16 if config.precision == "bfloat16" else None,
+            rngs=rngs,
+        )
+        self.head = ArcFaceHead(
+            config.embedding_dim,
+            num_classes,
+            margin=config.margin_value,
+            scale=config.scale,
+            subcenters=config.subcenters,
+            rngs=rngs,
+        )
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass, data_fields=["step", "params", "stats", "optimizer"], meta_fields=[]
+)
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """What a step changes: the number of steps taken, parameters, running statistics, and the optimiser's memory."""
+
+    step: Array
+    params: nnx.State
+    stats: nnx.State
+    optimizer: optax.OptState
+
+
+class DeviceData(NamedTuple):
+    """A split on the device, and how its pixels are normalised: (pixel - mean) * scale."""
+
+    images: Array  # uint8 [N, H, W, C]
+    labels: Array  # int32 [N]
+    mean: Array  # [C], grey levels
+    scale: Array  # [C]
+
+
+def device_data(split: Split, mean: np.ndarray, std: np.ndarray) -> DeviceData:
+    """Puts a split on the device, with each channel's mean and standard deviation in grey levels, [C]."""
+    constants = (jnp.asarray(c.astype(np.float32)) for c in (mean, 1 / std))
+    return DeviceData(jnp.asarray(split.images), jnp.asarray(split.labels), *constants)
+
+
+def abstract_model(config: TrainConfig, image_shape: ImageShape, num_classes: int) -> tuple[nnx.GraphDef, nnx.State]:
+    """The structure of the model, and its state with shapes in place of arrays.
+
+    Raises:
+      UserError: images that are too small for the backbone.
+    """
+    try:
+        model = nnx.eval_shape(lambda: Classifier(config, image_shape, num_classes, rngs=nnx.Rngs(0)))
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    return nnx.split(model)
+
+
+def initial_weights(config: TrainConfig, dataset: Dataset) -> weights.Weights:
+    """The model's weights before the first step, under neutral names: a function of seed, config and data alone."""
+    _, state = abstract_model(config, dataset.image_shape, dataset.num_classes)
+    values = weights.draw(weights.neutral_shapes(state), config.seed)
+    if config.backbone == "airnet":
+        mean, std = channel_statistics(dataset.train.images)
+        data = device_data(Split(dataset.train.images[:5000], dataset.train.labels[:5000]), mean, std)
+        first = np.asarray(normalise(data.images, data.mean, data.scale))
+        values["backbone.whiten.weight"] = backbones.whitening_filters(first)
+    return values
+
+
+def initial_state(config: TrainConfig, dataset: Dataset, optimizer: optax.GradientTransformation) -> TrainState:
+    """The state before the first step."""
+    _, abstract = abstract_model(config, dataset.image_shape, dataset.num_classes)
+    state = jax.tree.map(jnp.asarray, weights.from_neutral(abstract, initial_weights(config, dataset)))
+    params, stats = state.split(nnx.Param, ...)
+    return TrainState(jnp.zeros((), jnp.int32), params, stats, optimizer.init(params))
+
+
+# ---- optimiser
+
+
+def learning_rate_schedule(config: TrainConfig, steps_per_epoch: int) -> optax.Schedule:
+    """The learning rate of step t, from 0: linear warm-up, then cosine, linear or constant (`docs/recipe.md`).
+
+    >>> schedule = learning_rate_schedule(TrainConfig(epochs=4, warmup_epochs=1, learning_rate=1.0), steps_per_epoch=4)
+    >>> print([round(float(schedule(t)), 3) for t in (0, 3, 4, 10, 15)])
+    [0.2, 0.8, 1.0, 0.5, 0.017]
+    """
+    total, warmup = config.epochs * steps_per_epoch, round(config.warmup_epochs * steps_per_epoch)
+
+    def schedule(step):
+        x = (step - warmup) / max(total - warmup, 1)
+        decay = {"cosine": (1 + jnp.cos(jnp.pi * x)) / 2, "linear": 1 - x, "constant": 1.0}[config.schedule]
+        return config.learning_rate * jnp.where(step < warmup, (step + 1) / (warmup + 1), decay)
+
+    return schedule
+
+
+def make_optimizer(config: TrainConfig, steps_per_epoch: int) -> optax.GradientTransformation:
+    """Clipping, then SGD, Nesterov or AdamW, with weight decay on arrays of two axes or more."""
+    schedule = learning_rate_schedule(config, steps_per_epoch)
+    clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
+    if config.optimizer == "adamw":
+        adamw = optax.adamw(schedule, b1=config.momentum, weight_decay=config.weight_decay, mask=_decayed)
+        return optax.chain(clip, adamw)
+    sgd = optax.sgd(schedule, momentum=config.momentum, nesterov=config.optimizer == "nesterov")
+    return optax.chain(clip, optax.add_decayed_weights(config.weight_decay, mask=_decayed), sgd)
+
+
+def _decayed(params: nnx.State) -> Any:
+    return jax.tree.map(lambda leaf: leaf.ndim >= 2, params)
+
+
+# ---- step and epoch
+
+
+class Metrics(NamedTuple):
+    """Of each step: the loss, and the share of the batch whose nearest prototype was its own (without margin)."""
+
+    loss: Array
+    accuracy: Array
+
+
+Step = Callable[[TrainState, DeviceData, Batch, Margin], tuple[TrainState, Metrics]]
+
+
+def warmed_up(margin: Margin, step: Array, warmup: int) -> Margin:
+    """The margin of step t: it grows linearly from none, and is whole from step `warmup` on.
+
+    An angular margin from the first step on can hold a network at the point where all embeddings coincide, since there
+    it costs least.
+
+    >>> print([round(float(warmed_up(Margin.arcface(0.5), t, warmup=4).m2), 3) for t in (0, 3, 4, 10)])
+    [0.1, 0.4, 0.5, 0.5]
+    """
+    share = jnp.minimum(1.0, (step + 1) / (warmup + 1))
+    return dataclasses.replace(margin, m1=1 + share * (margin.m1 - 1), m2=share * margin.m2, m3=share * margin.m3)
+
+
+def make_step(
+    config: TrainConfig, graphdef: nnx.GraphDef, optimizer: optax.GradientTransformation, steps_per_epoch: int
+) -> Step:
+    """One training step, pure: (state, data, batch, margin) to (state, metrics).
+
+    `batch` is one row of `epoch_batches` (and `dropout`, the step's mask, where there is dropout). The margin is an
+    argument so that `jax.vmap` can train several at once.
+    """
+    margin_warmup = round(config.margin_warmup_epochs * steps_per_epoch)
+
+    def loss_of(params: nnx.State, stats: nnx.State, images: Array, labels: Array, mask: Array | None, margin: Margin):
+        model = nnx.merge(graphdef, params, stats, copy=True)
+        embeddings = model.backbone(images, train=True, dropout_mask=mask)
+        prototypes = model.head.prototypes[...]
+        loss = margin_softmax_loss(embeddings, prototypes, labels, margin, config.scale, config.label_smoothing)
+        stats = nnx.state(model, nnx.Not(nnx.Param))
+        nearest = jnp.argmax(cosines(embeddings, prototypes), axis=-1)
+        return loss, (stats, jnp.mean(nearest == labels))
+
+    def step(state: TrainState, data: DeviceData, batch: Batch, margin: Margin) -> tuple[TrainState, Metrics]:
+        index = batch["index"]
+        margin = warmed_up(margin, state.step, margin_warmup)
+        images = augment(data.images[index], batch, data.mean, data.scale, config.augmentation)
+        (loss, (stats, correct)), gradients = jax.value_and_grad(loss_of, has_aux=True)(
+            state.params, state.stats, images, data.labels[index], batch.get("dropout"), margin
+        )
+        updates, memory = optimizer.update(gradients, state.optimizer, state.params)
+        params = optax.apply_updates(state.params, updates)
+        return TrainState(state.step + 1, params, stats, memory), Metrics(loss, correct)
+
+    return step
+
+
+def make_epoch(
+    step: Step, replicas: int = 1, scan: bool | None = None
+) -> Callable[..., Iterator[tuple[TrainState, Metrics]]]:
+    """Runs a step over batches: one `lax.scan` on an accelerator, step by step on a CPU.
+
+    Args:
+      step: from `make_step`.
+      replicas: with more than one, states, batches and margins have a leading axis, mapped over by `jax.vmap`.
+      scan: overrides the choice.
+
+    Returns:
+      A function (state, data, batches, margin) that yields (state, metrics) as they come; metrics are of one step, or
+      stacked over the steps of a scan. Each state it is given or has yielded is used up by the next.
+    """
+    if replicas > 1:
+        step = jax.vmap(step, in_axes=(0, None, 0, 0))
+    if jax.default_backend() != "cpu" if scan is None else scan:
+
+        @functools.partial(jax.jit, donate_argnums=0)
+        def scanned(state, data, batches, margin):
+            return jax.lax.scan(lambda state, batch: step(state, data, batch, margin), state, batches)
+
+        def epoch(state, data, batches, margin):
+            yield scanned(state, data, batches, margin)
+    else:
+        jitted = jax.jit(step, donate_argnums=0)
+
+        def epoch(state, data, batches, margin):
+            for number in range(len(batches["index"])):
+                state, metrics = jitted(state, data, {name: array[number] for name, array in batches.items()}, margin)
+                yield state, metrics
+
+    return epoch
+
+
+def host_batches(config: TrainConfig, dataset: Dataset, epoch: int, features: int) -> dict[str, np.ndarray]:
+    """What is random in an epoch, [steps, B, ...]: order, augmentation, and dropout masks of `features` where used."""
+    n, (height, width, _) = len(dataset.train.labels), dataset.image_shape
+    batches = epoch_batches(config.augmentation, config.seed, epoch, n, config.batch_size, height, width)
+    if config.dropout > 0:
+        steps = len(batches["index"])
+        masks = [
+            dropout_mask(config.seed, epoch * steps + step, config.batch_size, features, config.dropout)
+            for step in range(steps)
+        ]
+        batches["dropout"] = np.stack(masks)
+    return batches
+
+
+# ---- evaluation
+
+
+def make_embed(graphdef: nnx.GraphDef) -> Callable[[nnx.State, DeviceData], np.ndarray]:
+    """A function from weights (parameters and statistics) and data to the embeddings of all its images [N, D]."""
+
+    @jax.jit
+    def embed_batch(state: nnx.State, data: DeviceData, index: Array) -> Array:
+        model = nnx.merge(graphdef, state)
+        return model.backbone(normalise(data.images[index], data.mean, data.scale)).astype(jnp.float32)
+
+    def embed(state: nnx.State, data: DeviceData, batch_size: int = 500) -> np.ndarray:
+        n = len(data.images)
+        batch_size = min(batch_size, n)
+        parts = []
+        for start in range(0, n, batch_size):
+            # the last batch is filled up from the front, so that one compiled shape serves all
+            parts.append(embed_batch(state, data, np.arange(start, start + batch_size) % n))
+        return np.concatenate(parts)[:n]
+
+    return embed
+
+
+# ---- fit
+
+
+class Diverged(Exception):
+    """The loss of a step was not finite."""
+
+
+class Record(NamedTuple):
+    """One line of `metrics.jsonl`."""
+
+    epoch: int
+    step: int
+    train_loss: float
+    train_accuracy: float
+    test_accuracy: float
+    learning_rate: float
+    images_per_second: float
+    seconds: float
+
+
+class Reporter:
+    """What `fit` tells while it runs; the methods do nothing here."""
+
+    def on_step(self, replica: int, epoch: int, step: int, metrics: Metrics) -> None:
+        """After each step (or scan of steps); `step` counts those of this epoch that are done."""
+
+    def on_epoch(self, replica: int, record: Record, state: TrainState) -> None:
+        """After each epoch's evaluation. `state` is used up by the next step: what is to be kept must be copied now."""
+
+
+def fit(
+    configs: Sequence[TrainConfig],
+    dataset: Dataset,
+    states: Sequence[TrainState] | None = None,
+    reporter: Reporter | None = None,
+    stop: Callable[[], bool] = lambda: False,
+) -> list[TrainState]:
+    """Trains one model for each configuration; several as one vmapped program.
+
+    Args:
+      configs: they may differ in seed and margin only.
+      dataset: see `jax_arcface.data.load`.
+      states: where to go on from, the same number of steps done in each; None starts anew.
+      reporter: is told of steps and epochs.
+      stop: asked after each step (or scan of steps); true ends the training early.
+
+    Returns:
+      The states reached.
+
+    Raises:
+      UserError: a batch larger than the training split.
+      Diverged: a loss that is not finite, with the step, the loss and what to try.
+    """
+    config, reporter = configs[0], reporter or Reporter()
+    n = len(dataset.train.labels)
+    steps = n // config.batch_size
+    if steps == 0:
+        raise UserError(f"--batch-size is {config.batch_size}, but there are only {n} training images")
+    optimizer = make_optimizer(config, steps)
+    graphdef, abstract = abstract_model(config, dataset.image_shape, dataset.num_classes)
+    features = nnx.merge(graphdef, abstract).backbone.embedding.features
+    if states is None:
+        states = [initial_state(c, dataset, optimizer) for c in configs]
+    mean, std = channel_statistics(dataset.train.images)
+    train, test = device_data(dataset.train, mean, std), device_data(dataset.test, mean, std)
+    schedule = learning_rate_schedule(config, steps)
+    run_epoch, embed = make_epoch(make_step(config, graphdef, optimizer, steps), len(configs)), make_embed(graphdef)
+
+    state, margin = _stack(states), _stack([c.margin_value for c in configs])
+    while (done := int(np.ravel(state.step)[0])) < config.epochs * steps:
+        epoch, first = divmod(done, steps)
+        batches = [host_batches(c, dataset, epoch, features) for c in configs]
+        batches = _stack([{name: array[first:] for name, array in b.items()} for b in batches], axis=1)
+        losses, accuracies = [], []
+        start = time.perf_counter()
+        for reached, metrics in run_epoch(state, train, batches, margin):
+            state = reached
+            losses.append(np.asarray(metrics.loss).reshape(-1, len(configs)))
+            accuracies.append(np.asarray(metrics.accuracy).reshape(-1, len(configs)))
+            done += len(losses[-1])
+            _check_finite(losses[-1], done, config)
+            for replica in range(len(configs)):
+                last = Metrics(losses[-1][-1, replica], accuracies[-1][-1, replica])
+                reporter.on_step(replica, epoch, done - epoch * steps, last)
+            if stop():
+                break
+        seconds = time.perf_counter() - start
+        if done < (epoch + 1) * steps:
+            break
+        images = (steps - first) * config.batch_size * len(configs)
+        for replica, one in enumerate(_unstack(state, len(configs))):
+            embeddings = embed(model_state(one), test)
+            record = Record(
+                epoch=epoch + 1,
+                step=done,
+                train_loss=float(np.mean(np.concatenate(losses)[:, replica])),
+                train_accuracy=float(np.mean(np.concatenate(accuracies)[:, replica])),
+                test_accuracy=accuracy(embeddings, one.params["head"]["prototypes"][...], test.labels),
+                learning_rate=float(schedule(done - 1)),
+                images_per_second=images / seconds,
+                seconds=seconds,
+            )
+            reporter.on_epoch(replica, record, one)
+        if stop():
+            break
+    return _unstack(state, len(configs))
+
+
+def model_state(state: TrainState) -> nnx.State:
+    """The model's part of a training state: parameters and statistics."""
+    return nnx.merge_state(state.params, state.stats)
+
+
+def _stack(trees: Sequence[Any], axis: int = 0) -> Any:
+    """One tree with a new axis for the replicas; a single one stays as it is."""
+    return trees[0] if len(trees) == 1 else jax.tree.map(lambda *leaves: np.stack(leaves, axis), *trees)
+
+
+def _unstack(tree: Any, replicas: int) -> list[Any]:
+    return [tree] if replicas == 1 else [jax.tree.map(operator.itemgetter(i), tree) for i in range(replicas)]
+
+
+def _check_finite(losses: np.ndarray, done: int, config: TrainConfig) -> None:
+    bad = np.flatnonzero(~np.isfinite(losses).all(axis=1))
+    if bad.size:
+        step = done - len(losses) + int(bad[0])
+        loss = losses[bad[0]][~np.isfinite(losses[bad[0]])][0]
+        raise Diverged(
+            f"the loss of step {step} is {loss}; try a smaller --learning-rate (now {config.learning_rate:g}), "
+            f"more --warmup-epochs (now {config.warmup_epochs:g}) or --clip-norm 1"
+        )
