@@ -45,7 +45,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
       arguments: the words after the program's name; those of the process where None.
 
     Returns:
-      The exit status: 0; 1 for a training that diverged; 2 for a user's mistake, told in one line on standard error.
+      The exit status: 0; 1 for a training that diverged; 2 for a user's mistake, told in one line on standard error;
+      130 where Ctrl-C ended the command at once.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     os.environ.setdefault("XLA_FLAGS", _CPU_FLAGS)  # read when JAX first uses a device
@@ -60,6 +61,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (UserError, Diverged) as error:
         print(f"jax_arcface: {error}", file=sys.stderr)
         return 2 if isinstance(error, UserError) else 1
+    except KeyboardInterrupt:
+        print("jax_arcface: ended at once by Ctrl-C", file=sys.stderr)
+        return 130
     return 0
 
 
@@ -72,7 +76,7 @@ def _parse(options: type, command: str, words: list[str]) -> Any:
             parsed = tyro.cli(options, args=words, prog=f"python -m jax_arcface {command}", default=default)
     except SystemExit as end:
         if end.code:
-            raise UserError(_one_line(complaint.getvalue())) from None
+            raise UserError(_one_line(command, complaint.getvalue())) from None
         raise
     if options is commands.TrainOptions and parsed.resume:
         _check_resumed(parsed.training, default.training)
@@ -95,7 +99,7 @@ def _train_defaults(words: Sequence[str]) -> commands.TrainOptions:
             raise UserError("--config has no effect with --resume, which takes the run's own configuration")
         return commands.TrainOptions(training=runs.read_config(given.out))
     if given.config is not None:
-        return commands.TrainOptions(training=configs.read(given.config))
+        return commands.TrainOptions(training=configs.read(given.config, given.dataset))
     return commands.TrainOptions(training=configs.recipe(given.dataset))
 
 
@@ -107,16 +111,36 @@ def _check_resumed(given: TrainConfig, run: TrainConfig) -> None:
             raise UserError(f"--{flag} is {asked}, but the run to resume has {was}: leave it out, or start a new run")
 
 
-def _one_line(complaint: str) -> str:
-    """Tyro's complaint without its frame, hints and help texts.
+# Tyro's word for what a flag takes, and ours.
+_KINDS = {"INT": "a whole number", "FLOAT": "a number"}
 
-    >>> _one_line("╭─ Value error ───╮\\n│ Error parsing --epochs: │\\n│ not a number │\\n│ ──── │\\n│ Help │\\n╰──╯")
-    'Error parsing --epochs: not a number; see --help'
+
+def _one_line(command: str, complaint: str) -> str:
+    """Tyro's complaint in one line, without its frame, rules and help texts.
+
+    >>> _one_line("train", "╭─ Value error ───╮\n│ Missing value for argument '--epochs'. │\n│ ──── │\n│ For help │\n╰──╯")
+    '--epochs needs a value; see train --help'
     """
-    lines = [line.strip("│ ") for line in complaint.splitlines() if not line.startswith(("╭", "╰"))]
-    parts = [" ".join(part.split()) for part in re.split(r"\n─+\n", "\n".join(lines))]
-    guess = re.search(r"Perhaps you meant: (--\S+)", " ".join(parts))
-    return parts[0] + (f"; did you mean {guess[1]}?" if guess else "; see --help")
+    rows = [row.strip("│ ") for row in complaint.splitlines()]
+    if not complaint.startswith("╭"):
+        del rows[:2]  # the title and its rule, where the terminal has no frames
+    parts = re.split(r"
+(?:─+|-{4,})
+", "
+".join(row for row in rows if not row.startswith(("╭", "╰"))))
+    said, rest = " ".join(parts[0].split()), " ".join(" ".join(parts[1:]).split())
+    if found := re.match(r"Unrecognized options: ([^\s,]+)", said):
+        guess = re.search(r"(?:Perhaps you meant|similar to [^\s:]+): (--\S+)", rest)
+        what = f"there is no flag {found[1]}" if found[1].startswith("-") else f"{found[1]!r} is not expected here"
+        said = what + (f"; did you mean {guess[1]}?" if guess else "")
+    elif found := re.match(r"Missing value for argument '(\S+)'", said):
+        said = f"{found[1]} needs a value"
+    elif said.startswith("Missing from"):
+        said = f"{command} needs {' and '.join(row for row in rows if re.fullmatch('[A-Z_]+', row))}"
+    elif found := re.match(r"Error parsing (\S+): .*?(?:base 10: |to float: |from \[)('[^']*')", said):
+        kind = re.search(r"helptext: \S+ (?:\{None\}\|)?(\w+)", rest)
+        said = f"{found[1]} is {found[2]}; it must be {_KINDS.get(kind[1], kind[1]) if kind else 'of another type'}"
+    return f"{said}; see {command} --help".replace("?;", "?")
 
 
 if __name__ == "__main__":

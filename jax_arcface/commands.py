@@ -47,7 +47,7 @@ class TrainOptions:
 class EvaluateOptions:
     """Prints accuracy and loss of a run, or the accuracy of an .npz file; writes evaluation.json."""
 
-    run_or_npz: tyro.conf.Positional[Path]
+    run_or_npz: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN_OR_NPZ")]
     """A run directory, or an .npz file with embeddings [N, D], labels [N] and prototypes [C, D]."""
     out: Path | None = None
     """Folder for evaluation.json; the default is the run directory, or the .npz file's folder."""
@@ -61,9 +61,9 @@ class EvaluateOptions:
 class EmbedOptions:
     """Writes the embeddings of a data set or of image files as an .npz file."""
 
-    run: tyro.conf.Positional[Path]
+    run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
     """A run directory."""
-    input: tyro.conf.Positional[str]
+    input: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="INPUT")]
     """A data set's name, an image file, or a folder of images (of class folders too)."""
     out: Path = Path("embeddings.npz")
     """The .npz file to write: embeddings [N, D], predictions [N], and labels [N] or files [N] where known."""

@@ -102,7 +102,7 @@ def margin_logits(
     labels = _checked_labels(labels, *cosine.shape)
     if isinstance(scale, (int, float, np.number)) and not scale > 0:
         raise ValueError(f"scale is {scale}; it must be > 0")
-    return scale * jax.vmap(_example_cosines, in_axes=(0, 0, None))(cosine, labels, margin)
+    return jax.vmap(_example_cosines, in_axes=(0, 0, None))(cosine, labels, margin) * scale
 
 
 def _example_cosines(cosine: Array, label: Array, margin: Margin) -> Array:

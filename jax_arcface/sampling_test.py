@@ -13,7 +13,7 @@ from jax_arcface.sampling import Augmentation, augment, draw_augmentation, epoch
 
 
 def philox(key: int, blocks: int) -> list[int]:
-    """Philox4x64-10 (Salmon et al., "Parallel Random Numbers: As Easy as 1, 2, 3", 2011), counters from 1 as in numpy."""
+    """Philox4x64-10 (Salmon et al., "Parallel Random Numbers: As Easy as 1, 2, 3", 2011); numpy counts from 1."""
     mask = 2**64 - 1
     words = []
     for counter in range(1, blocks + 1):

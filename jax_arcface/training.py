@@ -124,8 +124,8 @@ def initial_weights(config: TrainConfig, dataset: Dataset) -> weights.Weights:
 def initial_state(config: TrainConfig, dataset: Dataset, optimizer: optax.GradientTransformation) -> TrainState:
     """The state before the first step."""
     _, abstract = abstract_model(config, dataset.image_shape, dataset.num_classes)
-    state = jax.tree.map(jnp.asarray, weights.from_neutral(abstract, initial_weights(config, dataset)))
-    params, stats = state.split(nnx.Param, ...)
+    state = weights.from_neutral(abstract, initial_weights(config, dataset))
+    params, stats = nnx.split_state(state, nnx.Param, ...)
     return TrainState(jnp.zeros((), jnp.int32), params, stats, optimizer.init(params))
 
 
@@ -142,6 +142,7 @@ def learning_rate_schedule(config: TrainConfig, steps_per_epoch: int) -> optax.S
     total, warmup = config.epochs * steps_per_epoch, round(config.warmup_epochs * steps_per_epoch)
 
     def schedule(step):
+        step = jnp.asarray(step, float)
         x = (step - warmup) / max(total - warmup, 1)
         decay = {"cosine": (1 + jnp.cos(jnp.pi * x)) / 2, "linear": 1 - x, "constant": 1.0}[config.schedule]
         return config.learning_rate * jnp.where(step < warmup, (step + 1) / (warmup + 1), decay)
@@ -186,7 +187,7 @@ def warmed_up(margin: Margin, step: Array, warmup: int) -> Margin:
     >>> print([round(float(warmed_up(Margin.arcface(0.5), t, warmup=4).m2), 3) for t in (0, 3, 4, 10)])
     [0.1, 0.4, 0.5, 0.5]
     """
-    share = jnp.minimum(1.0, (step + 1) / (warmup + 1))
+    share = jnp.minimum(1.0, (jnp.asarray(step, float) + 1) / (warmup + 1))
     return dataclasses.replace(margin, m1=1 + share * (margin.m1 - 1), m2=share * margin.m2, m3=share * margin.m3)
 
 

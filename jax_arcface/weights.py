@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
@@ -54,7 +55,7 @@ def from_neutral(state: nnx.State, weights: Mapping[str, np.ndarray]) -> nnx.Sta
         value = _transposed(path, weights[name], back=True)
         if value.shape != leaf.shape:
             raise ValueError(f"{name} has shape {value.shape} where the model has {leaf.shape} (in Flax's layout)")
-        filled.append((path, leaf.replace(value)))
+        filled.append((path, leaf.replace(jnp.asarray(value))))
     return nnx.from_flat_state(filled)
 
 

@@ -12,7 +12,8 @@ from jax_arcface.sampling import generator
 
 @pytest.fixture(scope="module")
 def state() -> nnx.State:
-    return nnx.state(BACKBONES["resnet20"]((8, 8, 3), 4, 0.25, rngs=nnx.Rngs(0)))
+    empty = nnx.state(nnx.eval_shape(lambda: BACKBONES["resnet20"]((8, 8, 3), 4, 0.25, rngs=nnx.Rngs(0))))
+    return weights.from_neutral(empty, weights.draw(weights.neutral_shapes(empty), seed=0))
 
 
 def test_names_are_those_of_the_recipe(state):

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-
 REAL = next(
     (
         Path(folder)
@@ -40,6 +39,7 @@ def _nothing_of_the_user(monkeypatch, tmp_path):
 
 @pytest.fixture
 def cache(tmp_path):
+    """A cache folder that is not there yet."""
     return tmp_path / "cache"
 
 
@@ -62,17 +62,20 @@ def save_image(path, pixels):
 
 
 def break_image(root):
+    """Cuts off an image of the good folder."""
     path = root / "train" / "dog" / "1.png"
     path.write_bytes(path.read_bytes()[:45])  # its header is whole
 
 
 def fake_files(folder, files):
+    """Files that are not the published ones, under their names."""
     folder.mkdir(parents=True)
     for file in files:
         (folder / file).write_bytes(b"not what was published")
 
 
 def assert_same(one, other):
+    """The same classes, and the same arrays in the right types."""
     assert one.class_names == other.class_names
     for a, b in ((one.train, other.train), (one.test, other.test)):
         np.testing.assert_array_equal(a.images, b.images)

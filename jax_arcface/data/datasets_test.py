@@ -1,4 +1,4 @@
-"""Tests of datasets.py."""
+"""Channel statistics are those of Python's integers and fractions."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Tests of folders.py."""
+"""The user's images come out as Pillow has them, in the order of the recipe."""
 
 import hashlib
 import os

@@ -1,4 +1,4 @@
-"""Tests of loading.py."""
+"""A name leads to its data set, and a mistake to a message that helps."""
 
 import hashlib
 import subprocess

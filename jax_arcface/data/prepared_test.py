@@ -1,4 +1,4 @@
-"""Tests of prepared.py."""
+"""TFDS gives the published arrays in the published order."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Tests of published.py."""
+"""MNIST and CIFAR-10 are the published ones, to the bit, and nothing else passes for them."""
 
 import gzip
 import hashlib
