@@ -87,7 +87,7 @@ def _train_defaults(words: Sequence[str]) -> commands.TrainOptions:
     """What holds where no flag says otherwise: the resumed run's config, the file's, or the data set's recipe."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     parser.add_argument("--config", type=Path)
-    parser.add_argument("--dataset", default="digits")
+    parser.add_argument("--dataset")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--resume", action="store_true")
     try:
@@ -100,7 +100,7 @@ def _train_defaults(words: Sequence[str]) -> commands.TrainOptions:
         return commands.TrainOptions(training=runs.read_config(given.out))
     if given.config is not None:
         return commands.TrainOptions(training=configs.read(given.config, given.dataset))
-    return commands.TrainOptions(training=configs.recipe(given.dataset))
+    return commands.TrainOptions(training=configs.recipe(given.dataset or "digits"))
 
 
 def _check_resumed(given: TrainConfig, run: TrainConfig) -> None:
@@ -118,21 +118,19 @@ _KINDS = {"INT": "a whole number", "FLOAT": "a number"}
 def _one_line(command: str, complaint: str) -> str:
     """Tyro's complaint in one line, without its frame, rules and help texts.
 
-    >>> _one_line("train", "╭─ Value error ───╮\n│ Missing value for argument '--epochs'. │\n│ ──── │\n│ For help │\n╰──╯")
+    >>> _one_line("train", "╭─ Missing ───╮\\n│ Missing value for argument '--epochs'. │\\n│ ──── │\\n│ Help │\\n╰──╯")
     '--epochs needs a value; see train --help'
     """
     rows = [row.strip("│ ") for row in complaint.splitlines()]
     if not complaint.startswith("╭"):
         del rows[:2]  # the title and its rule, where the terminal has no frames
-    parts = re.split(r"
-(?:─+|-{4,})
-", "
-".join(row for row in rows if not row.startswith(("╭", "╰"))))
+    parts = re.split(r"\n(?:─+|-{4,})\n", "\n".join(row for row in rows if not row.startswith(("╭", "╰"))))
     said, rest = " ".join(parts[0].split()), " ".join(" ".join(parts[1:]).split())
+    hint = f"see {command} --help"
     if found := re.match(r"Unrecognized options: ([^\s,]+)", said):
-        guess = re.search(r"(?:Perhaps you meant|similar to [^\s:]+): (--\S+)", rest)
-        what = f"there is no flag {found[1]}" if found[1].startswith("-") else f"{found[1]!r} is not expected here"
-        said = what + (f"; did you mean {guess[1]}?" if guess else "")
+        said = f"there is no flag {found[1]}" if found[1].startswith("-") else f"{found[1]!r} is not expected here"
+        if guess := re.search(r"(?:Perhaps you meant|similar to [^\s:]+): (--\S+)", rest):
+            hint = f"did you mean {guess[1]}?"
     elif found := re.match(r"Missing value for argument '(\S+)'", said):
         said = f"{found[1]} needs a value"
     elif said.startswith("Missing from"):
@@ -140,7 +138,7 @@ def _one_line(command: str, complaint: str) -> str:
     elif found := re.match(r"Error parsing (\S+): .*?(?:base 10: |to float: |from \[)('[^']*')", said):
         kind = re.search(r"helptext: \S+ (?:\{None\}\|)?(\w+)", rest)
         said = f"{found[1]} is {found[2]}; it must be {_KINDS.get(kind[1], kind[1]) if kind else 'of another type'}"
-    return f"{said}; see {command} --help".replace("?;", "?")
+    return f"{said}; {hint}"
 
 
 if __name__ == "__main__":

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,7 +21,7 @@ from jax_arcface.config import TrainConfig
 from jax_arcface.errors import UserError
 from jax_arcface.evaluation import accuracy, mean_loss, predict
 from jax_arcface.figures import draw_embeddings
-from jax_arcface.progress import Progress
+from jax_arcface.progress import Progress, event_writer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,12 +86,20 @@ def train(options: TrainOptions) -> None:
     replicas = _replicas(options)
     if options.resume and (options.out is None or len(replicas) > 1):
         raise UserError("--resume needs --out RUN, a single run directory (replicas are resumed one by one)")
-    out = options.out or Path("runs") / f"{time.strftime('%Y%m%d-%H%M%S')}-{Path(config.dataset).name}-{config.loss}"
+    out = options.out or _new_folder(config)
     directories = [out / name if len(replicas) > 1 else out for name in replicas]
     if not options.resume:
         for directory in directories:
             runs.check_free(directory)
-    dataset = data.load(config.dataset, config.data_dir, image_size=config.image_size, progress=True)
+    if options.tensorboard:
+        event_writer()
+    dataset = _load(config)
+    # what `fit` would say too, but before there is a run directory
+    if config.batch_size > len(dataset.train.labels):
+        raise UserError(
+            f"--batch-size is {config.batch_size}, but there are only {len(dataset.train.labels)} training images"
+        )
+    training.abstract_model(config, dataset.image_shape, dataset.num_classes)
     print(
         f"{config.loss} on {dataset.name}: {len(dataset.train.labels):,} training and {len(dataset.test.labels):,} "
         f"test images {'x'.join(map(str, dataset.image_shape))}, {dataset.num_classes} classes; {config.backbone}, "
@@ -108,15 +118,25 @@ def train(options: TrainOptions) -> None:
         _summarise(results, out)
 
 
+def _new_folder(config: TrainConfig) -> Path:
+    name = f"{time.strftime('%Y%m%d-%H%M%S')}-{Path(config.dataset).name}-{config.loss}"
+    names = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
+    return next(path for path in (Path("runs") / name for name in names) if not path.exists())
+
+
 def _replicas(options: TrainOptions) -> dict[str, TrainConfig]:
     config = options.training
     if options.margins and options.replicas != 1:
         raise UserError("--margins and --replicas cannot be given together")
+    if options.margins and config.margin is not None:
+        raise UserError(f"--margin {config.margin:g} has no effect with --margins: leave one of them out")
     if options.margins:
         try:
             margins = [float(word) for word in options.margins.split(",")]
         except ValueError:
             raise UserError(f"--margins is {options.margins!r}; it must be numbers with commas: 0.3,0.4,0.5") from None
+        if len({f"{margin:g}" for margin in margins}) < len(margins):
+            raise UserError(f"--margins is {options.margins!r}; each margin must be given once")
         return {f"margin-{margin:g}": dataclasses.replace(config, margin=margin) for margin in margins}
     if options.replicas < 1:
         raise UserError(f"--replicas is {options.replicas}; it must be at least 1")
@@ -230,12 +250,14 @@ class Model:
     Args:
       config: how it was trained.
       image_shape: (H, W, C) of the images that it takes.
+      class_names: [C].
       prototypes: [C, D], or [C, K, D] with sub-centres.
       embed: from a split to embeddings, float32 [N, D].
     """
 
     config: TrainConfig
     image_shape: tuple[int, int, int]
+    class_names: tuple[str, ...]
     prototypes: np.ndarray
     embed: Callable[[data.Split], np.ndarray]
 
@@ -260,7 +282,7 @@ def load_model(run: Path) -> Model:
     def embed(split: data.Split) -> np.ndarray:
         return embed_data(state, training.device_data(split, mean, std))
 
-    return Model(config, shape, values["head.prototypes"], embed)
+    return Model(config, shape, tuple(described["class_names"]), values["head.prototypes"], embed)
 
 
 def evaluate(options: EvaluateOptions) -> None:
@@ -270,6 +292,7 @@ def evaluate(options: EvaluateOptions) -> None:
         if options.split != "test" or options.data_dir is not None:
             raise UserError(f"--split and --data-dir have no effect on {path}, which holds its own examples")
         arrays = runs.read_npz(path, ("embeddings", "labels", "prototypes"))
+        _check_arrays(path, **arrays)
         result: dict[str, Any] = {
             "examples": len(arrays["labels"]),
             "accuracy": accuracy(arrays["embeddings"], arrays["prototypes"], arrays["labels"]),
@@ -278,10 +301,10 @@ def evaluate(options: EvaluateOptions) -> None:
     else:
         model = load_model(path)
         config = model.config
-        split = _split(
-            data.load(config.dataset, options.data_dir or config.data_dir, image_size=config.image_size, progress=True),
-            options.split,
-        )
+        dataset = _load(config, options.data_dir)
+        if (dataset.image_shape, dataset.class_names) != (model.image_shape, model.class_names):
+            raise UserError(f"{config.dataset} has other classes or other images than those {path} was trained on")
+        split = _split(dataset, options.split)
         embeddings, labels = model.embed(split), np.asarray(split.labels)
         result = {
             "dataset": config.dataset,
@@ -291,7 +314,6 @@ def evaluate(options: EvaluateOptions) -> None:
             "loss": mean_loss(embeddings, model.prototypes, labels, config.margin_value, config.scale),
         }
         out = options.out or path
-    out.mkdir(parents=True, exist_ok=True)
     runs.write_json(out / "evaluation.json", result)
     for name, value in result.items():
         print(f"{name:<9} {100 * value:.2f} %" if name == "accuracy" else f"{name:<9} {value}")
@@ -302,7 +324,8 @@ def embed(options: EmbedOptions) -> None:
     """Embeddings of a data set's split, or of image files."""
     model = load_model(options.run)
     if options.input in data.DATASETS:
-        dataset = data.load(options.input, options.data_dir, image_size=model.image_shape[0], progress=True)
+        size, bar = model.image_shape[0], sys.stderr.isatty()
+        dataset = data.load(options.input, options.data_dir, image_size=size, progress=bar)
         split = _split(dataset, options.split)
         if split.images.shape[1:] != model.image_shape:
             raise UserError(
@@ -317,9 +340,24 @@ def embed(options: EmbedOptions) -> None:
         extra = {"files": np.array(files)}
     embeddings = model.embed(split)
     predictions = predict(embeddings, model.prototypes)
-    options.out.parent.mkdir(parents=True, exist_ok=True)
     runs.write_npz(options.out, embeddings=embeddings, predictions=predictions, prototypes=model.prototypes, **extra)
     print(f"{len(embeddings):,} embeddings of dimension {embeddings.shape[1]} written to {options.out}")
+
+
+def _load(config: TrainConfig, data_dir: str | None = None) -> data.Dataset:
+    folder = data_dir or config.data_dir
+    return data.load(config.dataset, folder, image_size=config.image_size, progress=sys.stderr.isatty())
+
+
+def _check_arrays(path: Path, embeddings: np.ndarray, labels: np.ndarray, prototypes: np.ndarray) -> None:
+    shapes = f"embeddings {embeddings.shape}, labels {labels.shape}, prototypes {prototypes.shape}"
+    fit = embeddings.ndim == 2 and labels.shape == embeddings.shape[:1] and len(labels) > 0
+    if not fit or prototypes.ndim not in (2, 3) or prototypes.shape[-1] != embeddings.shape[1]:
+        raise UserError(f"{path} holds {shapes}; they must be [N, D], [N] and [C, D] or [C, K, D]")
+    if labels.dtype.kind not in "iu" or labels.min() < 0 or labels.max() >= len(prototypes):
+        raise UserError(
+            f"{path} has labels other than the whole numbers from 0 to {len(prototypes) - 1}"
+        )
 
 
 def _split(dataset: data.Dataset, which: str) -> data.Split:

@@ -124,7 +124,7 @@ class TrainConfig:
             ("gradient", ("exact", "straight_through")),
         ):
             if (value := getattr(self, field)) not in known:
-                raise UserError(f"--{_flag(field)} {value} is not known: {nearest(value, known)}")
+                raise UserError(f"there is no --{_flag(field)} {value!r}: {nearest(value, known)}")
         for field, ok, rule in (
             ("image_size", self.image_size is None or self.image_size >= 1, "at least 1 pixel"),
             ("width", self.width > 0, "> 0"),
@@ -149,7 +149,8 @@ class TrainConfig:
         ):
             value = getattr(self, field)
             if not ok or (isinstance(value, float) and not math.isfinite(value)):
-                raise UserError(f"--{_flag(field)} is {value}; it must be {rule}")
+                finite = " and finite" if ok else ""
+                raise UserError(f"--{_flag(field)} is {value}; it must be {rule}{finite}")
         self._check_margin()
 
     def _check_margin(self) -> None:
@@ -189,7 +190,7 @@ RECIPES = {
         backbone="airnet",
         width=0.5,
         margin_warmup_epochs=2,
-        epochs=12,
+        epochs=20,
         batch_size=128,
         learning_rate=0.1,
         schedule="linear",
@@ -218,8 +219,8 @@ def recipe(dataset: str) -> TrainConfig:
     return RECIPES.get(dataset) or TrainConfig(dataset=dataset)
 
 
-def from_dict(values: dict[str, Any], source: str = "the configuration") -> TrainConfig:
-    """A configuration from the fields in `values`, the rest being the data set's defaults.
+def from_dict(values: dict[str, Any], source: str = "the configuration", dataset: str | None = None) -> TrainConfig:
+    """A configuration from the fields in `values`, the rest being the defaults of its data set, or else of `dataset`.
 
     Raises:
       UserError: an unknown field, or a value of the wrong type or out of range; `source` is named.
@@ -235,7 +236,10 @@ def from_dict(values: dict[str, Any], source: str = "the configuration") -> Trai
             raise UserError(f"{source} has the unknown field {name!r}{guess}")
         if not _fits(value, types[name]):
             raise UserError(f"{source} has {name} = {json.dumps(value)}; it must be of type {types[name]}")
-    return dataclasses.replace(recipe(values.get("dataset", "digits")), **values)
+    try:
+        return dataclasses.replace(recipe(values.get("dataset", dataset or "digits")), **values)
+    except UserError as error:
+        raise UserError(f"{source}: {error}") from None
 
 
 def _fits(value: Any, annotation: str) -> bool:
@@ -250,8 +254,8 @@ def _fits(value: Any, annotation: str) -> bool:
     return isinstance(value, accepted) and (not isinstance(value, bool) or bool in accepted)
 
 
-def read(path: Path) -> TrainConfig:
-    """A configuration from a JSON file, such as an old run's `config.json`.
+def read(path: Path, dataset: str | None = None) -> TrainConfig:
+    """A configuration from a JSON file, such as an old run's `config.json`; `dataset` where it names none.
 
     Raises:
       UserError: no such file, no JSON object, or what `from_dict` raises.
@@ -266,4 +270,4 @@ def read(path: Path) -> TrainConfig:
         raise UserError(f"--config {path} is not JSON: {error}") from None
     if not isinstance(values, dict):
         raise UserError(f"--config {path} must hold a JSON object of configuration fields")
-    return from_dict(values, str(path))
+    return from_dict(values, str(path), dataset)

@@ -249,8 +249,8 @@ def test_normalize_the_corners_of_float64():
     np.testing.assert_allclose(normalize(x), [[0.6, 0.8], [0.6, -0.8], [0, 0]], rtol=1e-14)
 
 
-@pytest.mark.parametrize(("batch", "classes"), [(1, CLASSES), (1, 1), (3, 1000)])
-def test_small_batch_one_class_many_classes(batch, classes):
+@pytest.mark.parametrize(("batch", "classes"), [(1, 1), (1, 1000)])
+def test_a_batch_of_one_with_one_class_and_with_many(batch, classes):
     rng = np.random.default_rng(1)
     x, w = np.float32(rng.normal(size=(batch, DIMENSION))), np.float32(rng.normal(size=(classes, DIMENSION)))
     labels = rng.integers(classes, size=batch)

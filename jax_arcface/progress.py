@@ -41,7 +41,7 @@ class Progress(Reporter):
     ):
         self.directories, self.records = directories, records
         self.epochs, self.steps_per_epoch, self.checkpoint_every = epochs, steps_per_epoch, checkpoint_every
-        self.writers = [_event_writer(directory) for directory in directories] if tensorboard else []
+        self.writers = [event_writer()(str(directory)) for directory in directories] if tensorboard else []
         self.began, self.start = time.perf_counter(), start
         self.bar = tqdm(
             total=epochs * steps_per_epoch,
@@ -92,9 +92,14 @@ class Progress(Reporter):
             writer.close()
 
 
-def _event_writer(directory: Path) -> Any:
+def event_writer() -> Any:
+    """The class that writes TensorBoard events.
+
+    Raises:
+      UserError: tensorboardX is not installed.
+    """
     try:
         from tensorboardX import SummaryWriter
     except ImportError:
         raise UserError("--tensorboard needs tensorboardX: pip install 'jax-arcface[tensorboard]'") from None
-    return SummaryWriter(str(directory))
+    return SummaryWriter

@@ -37,6 +37,9 @@ from jax_arcface.weights import Weights
 def written_whole(path: Path) -> Iterator[Path]:
     """Gives the path of a temporary file beside `path`, which takes its place if nothing goes wrong.
 
+    Raises:
+      UserError: a place where nothing can be written, or no room left.
+
     >>> import tempfile
     >>> path = Path(tempfile.mkdtemp()) / "note.txt"
     >>> with written_whole(path) as file:
@@ -46,10 +49,14 @@ def written_whole(path: Path) -> Iterator[Path]:
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         os.replace(temporary, path)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror or error}") from None
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
 
 
 def check_free(out: Path) -> None:
@@ -106,19 +113,19 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
 def write_weights(run: Path, values: Weights) -> None:
     """Writes `model.safetensors`."""
     with written_whole(run / "model.safetensors") as file:
-        safetensors.numpy.save_file(_contiguous(values), file)
+        file.write_bytes(safetensors.numpy.save(_contiguous(values)))
 
 
 def read_weights(run: Path) -> Weights:
     """The weights of a run, under neutral names.
 
     Raises:
-      UserError: there are none yet.
+      UserError: there are none yet, or the file is damaged.
     """
     path = run / "model.safetensors"
     if not path.is_file():
         raise UserError(f"{run} has no model.safetensors: its training has not ended; go on with it by --resume")
-    return safetensors.numpy.load_file(path)
+    return _load(path)
 
 
 def write_dataset(run: Path, dataset: Dataset, mean: np.ndarray, std: np.ndarray) -> None:
@@ -141,12 +148,15 @@ def read_dataset(run: Path) -> dict[str, Any]:
     """What `write_dataset` wrote.
 
     Raises:
-      UserError: there is none.
+      UserError: there is none, or it is damaged.
     """
     path = run / "dataset.json"
     if not path.is_file():
         raise UserError(f"{run} is not a whole run directory: it has no dataset.json")
-    return json.loads(path.read_text())
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON: {error}") from None
 
 
 def write_npz(path: Path, **arrays: np.ndarray) -> None:
@@ -171,7 +181,7 @@ def read_npz(path: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
         raise
     except FileNotFoundError:
         raise UserError(f"{path} does not exist") from None
-    except (OSError, ValueError, zipfile.BadZipFile):
+    except (OSError, EOFError, ValueError, zipfile.BadZipFile):
         raise UserError(f"{path} is not an .npz file that can be read") from None
 
 
@@ -180,7 +190,7 @@ def write_checkpoint(run: Path, state: Any) -> None:
     leaves = {name: np.asarray(leaf) for name, leaf in _named_leaves(state).items()}
     path = run / "checkpoints" / f"step_{int(leaves['.step']):08d}.safetensors"
     with written_whole(path) as file:
-        safetensors.numpy.save_file(_contiguous(leaves), file)
+        file.write_bytes(safetensors.numpy.save(_contiguous(leaves)))
     for older in _checkpoints(run):
         if older < path:
             older.unlink()
@@ -190,12 +200,12 @@ def read_checkpoint(run: Path, template: Any) -> Any:
     """The latest checkpoint, as a pytree of the structure of `template`; None where there is none.
 
     Raises:
-      UserError: a checkpoint that does not fit.
+      UserError: a checkpoint that is damaged or does not fit.
     """
     paths = _checkpoints(run)
     if not paths:
         return None
-    leaves = safetensors.numpy.load_file(paths[-1])
+    leaves = _load(paths[-1])
     names = _named_leaves(template)
     if {n: np.shape(v) for n, v in names.items()} != {n: v.shape for n, v in leaves.items()}:
         raise UserError(f"{paths[-1]} does not fit the model of {run / 'config.json'}")
@@ -208,6 +218,13 @@ def _checkpoints(run: Path) -> list[Path]:
 
 def _named_leaves(tree: Any) -> dict[str, Any]:
     return {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def _load(path: Path) -> dict[str, np.ndarray]:
+    try:
+        return safetensors.numpy.load_file(path)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise UserError(f"{path} is not a safetensors file that can be read ({error}): delete it") from None
 
 
 def _contiguous(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
