@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import jaxlib
 import tyro
 
 from jax_arcface import commands, runs
@@ -21,8 +22,10 @@ from jax_arcface.config import TrainConfig
 from jax_arcface.errors import UserError, nearest
 from jax_arcface.training import Diverged
 
-# A quarter less time for a convolution on a CPU (docs/performance.md).
-_CPU_FLAGS = "--xla_cpu_experimental_ynn_fusion_type=LIBRARY_FUSION_TYPE_DOT"
+# Less time for a convolution on a CPU (docs/performance.md). XLA refuses to start with a flag that it does not know, so
+# this is for the versions that are known to know it.
+CPU_FLAGS = "--xla_cpu_experimental_ynn_fusion_type=LIBRARY_FUSION_TYPE_DOT"
+_KNOWN_BY = ("0.10.", "0.11.")
 
 _COMMANDS: dict[str, tuple[type, Callable[[Any], None]]] = {
     "train": (commands.TrainOptions, commands.train),
@@ -49,7 +52,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
       130 where Ctrl-C ended the command at once.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
-    os.environ.setdefault("XLA_FLAGS", _CPU_FLAGS)  # read when JAX first uses a device
+    if jaxlib.__version__.startswith(_KNOWN_BY):
+        os.environ.setdefault("XLA_FLAGS", CPU_FLAGS)  # read when JAX first uses a device
     if not words or words[0] in ("-h", "--help"):
         print(_USAGE)
         return 0
@@ -88,6 +92,7 @@ def _train_defaults(words: Sequence[str]) -> commands.TrainOptions:
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     parser.add_argument("--config", type=Path)
     parser.add_argument("--dataset")
+    parser.add_argument("--loss", default="arcface")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--resume", action="store_true")
     try:
@@ -100,7 +105,7 @@ def _train_defaults(words: Sequence[str]) -> commands.TrainOptions:
         return commands.TrainOptions(training=runs.read_config(given.out))
     if given.config is not None:
         return commands.TrainOptions(training=configs.read(given.config, given.dataset))
-    return commands.TrainOptions(training=configs.recipe(given.dataset or "digits"))
+    return commands.TrainOptions(training=configs.recipe(given.dataset or "digits", given.loss))
 
 
 def _check_resumed(given: TrainConfig, run: TrainConfig) -> None:

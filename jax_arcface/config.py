@@ -214,9 +214,12 @@ RECIPES = {
 }
 
 
-def recipe(dataset: str) -> TrainConfig:
-    """The defaults for a data set; for a folder of the user's own, those of `TrainConfig`."""
-    return RECIPES.get(dataset) or TrainConfig(dataset=dataset)
+def recipe(dataset: str, loss: str = "arcface") -> TrainConfig:
+    """The defaults for a data set and a loss; for a folder of the user's own, those of `TrainConfig`."""
+    defaults = RECIPES.get(dataset) or TrainConfig(dataset=dataset)
+    if loss == "norm_softmax":  # no margin that could grow
+        defaults = dataclasses.replace(defaults, margin_warmup_epochs=0.0)
+    return dataclasses.replace(defaults, loss=loss)
 
 
 def from_dict(values: dict[str, Any], source: str = "the configuration", dataset: str | None = None) -> TrainConfig:
@@ -237,7 +240,8 @@ def from_dict(values: dict[str, Any], source: str = "the configuration", dataset
         if not _fits(value, types[name]):
             raise UserError(f"{source} has {name} = {json.dumps(value)}; it must be of type {types[name]}")
     try:
-        return dataclasses.replace(recipe(values.get("dataset", dataset or "digits")), **values)
+        defaults = recipe(values.get("dataset", dataset or "digits"), values.get("loss", "arcface"))
+        return dataclasses.replace(defaults, **values)
     except UserError as error:
         raise UserError(f"{source}: {error}") from None
 

@@ -364,11 +364,11 @@ def fit(
     schedule = learning_rate_schedule(config, steps)
     run_epoch, embed = make_epoch(make_step(config, graphdef, optimizer, steps), len(configs)), make_embed(graphdef)
 
-    state, margin = _stack(states), _stack([c.margin_value for c in configs])
+    state, margin = stack(states), stack([c.margin_value for c in configs])
     while (done := int(np.ravel(state.step)[0])) < config.epochs * steps:
         epoch, first = divmod(done, steps)
         batches = [host_batches(c, dataset, epoch, features) for c in configs]
-        batches = _stack([{name: array[first:] for name, array in b.items()} for b in batches], axis=1)
+        batches = stack([{name: array[first:] for name, array in b.items()} for b in batches], axis=1)
         losses, accuracies = [], []
         start = time.perf_counter()
         for reached, metrics in run_epoch(state, train, batches, margin):
@@ -409,7 +409,7 @@ def model_state(state: TrainState) -> nnx.State:
     return nnx.merge_state(state.params, state.stats)
 
 
-def _stack(trees: Sequence[Any], axis: int = 0) -> Any:
+def stack(trees: Sequence[Any], axis: int = 0) -> Any:
     """One tree with a new axis for the replicas; a single one stays as it is."""
     return trees[0] if len(trees) == 1 else jax.tree.map(lambda *leaves: np.stack(leaves, axis), *trees)
 

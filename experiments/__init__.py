@@ -1,0 +1,1 @@
+"""Figures, tables and measurements; run from the checkout as `python -m experiments NAME`."""

@@ -1,0 +1,23 @@
+"""`python -m experiments NAME` runs the experiment in the file of that name."""
+
+import importlib
+import pkgutil
+import sys
+
+import experiments
+
+
+def main(words: list[str]) -> int:
+    """Runs the experiment that the first word names, with the other words as its arguments; returns the exit status."""
+    names = [module.name for module in pkgutil.iter_modules(experiments.__path__) if not module.name.startswith("_")]
+    names = [name for name in names if not name.endswith("_test")]
+    if not words or words[0] not in names:
+        asked = f"there is no experiment {words[0]!r}; " if words else ""
+        print(f"{asked}known: {', '.join(names)}", file=sys.stderr)
+        return 2
+    importlib.import_module(f"experiments.{words[0]}").main(words[1:])
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
