@@ -44,12 +44,12 @@ def main(words: list[str]) -> None:
         )
         for name, (environment, replicas) in variants.items()
     }
+    for worker in workers.values():
+        _block(worker)  # compiles
     blocks: dict[str, list[float]] = {name: [] for name in variants}
     for _ in range(options.blocks):
         for name, worker in workers.items():
-            assert worker.stdin and worker.stdout
-            print("go", file=worker.stdin, flush=True)
-            blocks[name].append(float(worker.stdout.readline()))
+            blocks[name].append(_block(worker))
     for worker in workers.values():
         worker.communicate()
     baseline = np.array(blocks["flags"])
@@ -75,6 +75,11 @@ def main(words: list[str]) -> None:
         options.json.write_text(
             json.dumps({"settings": settings, "machine": machine(), "rows": result}, indent=2) + "\n"
         )
+
+
+def _block(worker: subprocess.Popen) -> float:
+    print("go", file=worker.stdin, flush=True)
+    return float(worker.stdout.readline())  # type: ignore[union-attr]
 
 
 def machine() -> str:

@@ -134,7 +134,7 @@ def _one_line(command: str, complaint: str) -> str:
     hint = f"see {command} --help"
     if found := re.match(r"Unrecognized options: ([^\s,]+)", said):
         said = f"there is no flag {found[1]}" if found[1].startswith("-") else f"{found[1]!r} is not expected here"
-        if guess := re.search(r"(?:Perhaps you meant|similar to [^\s:]+): (--\S+)", rest):
+        if guess := re.search(rf"(?:Perhaps you meant|similar to {re.escape(found[1])}): (--\S+)", rest):
             hint = f"did you mean {guess[1]}?"
     elif found := re.match(r"Missing value for argument '(\S+)'", said):
         said = f"{found[1]} needs a value"

@@ -84,7 +84,7 @@ def train(options: TrainOptions) -> None:
     if options.checkpoint_every < 0:
         raise UserError(f"--checkpoint-every is {options.checkpoint_every}; it must be at least 0")
     replicas = _replicas(options)
-    if options.resume and (options.out is None or len(replicas) > 1):
+    if options.resume and (options.out is None or options.margins or len(replicas) > 1):
         raise UserError("--resume needs --out RUN, a single run directory (replicas are resumed one by one)")
     out = options.out or _new_folder(config)
     directories = [out / name if len(replicas) > 1 else out for name in replicas]
@@ -355,9 +355,7 @@ def _check_arrays(path: Path, embeddings: np.ndarray, labels: np.ndarray, protot
     if not fit or prototypes.ndim not in (2, 3) or prototypes.shape[-1] != embeddings.shape[1]:
         raise UserError(f"{path} holds {shapes}; they must be [N, D], [N] and [C, D] or [C, K, D]")
     if labels.dtype.kind not in "iu" or labels.min() < 0 or labels.max() >= len(prototypes):
-        raise UserError(
-            f"{path} has labels other than the whole numbers from 0 to {len(prototypes) - 1}"
-        )
+        raise UserError(f"{path} has labels other than the whole numbers from 0 to {len(prototypes) - 1}")
 
 
 def _split(dataset: data.Dataset, which: str) -> data.Split:

@@ -228,5 +228,5 @@ def _load(path: Path) -> dict[str, np.ndarray]:
 
 
 def _contiguous(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    # safetensors writes the memory of an array as it lies
-    return {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    # safetensors writes the memory of an array as it lies (np.ascontiguousarray would give a scalar an axis)
+    return {name: np.asarray(array, order="C") for name, array in arrays.items()}
