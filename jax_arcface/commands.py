@@ -112,8 +112,10 @@ def train(options: TrainOptions) -> None:
     results: dict[Path, float] = {}
     with _interruptible() as stop:
         for group in together:
-            if not stop():
-                results |= _train_group(group, dataset, options, stop)
+            trained = _train_group(group, dataset, options, stop)
+            if stop():
+                return
+            results |= trained
     if len(replicas) > 1:
         _summarise(results, out)
 

@@ -10,6 +10,7 @@ import sys
 import tempfile
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import numpy as np
 
@@ -93,9 +94,12 @@ def download_prepared(name: str, tfds_dir: Path) -> Path:
         import tensorflow_datasets as tfds
 
         builder = tfds.builder(PUBLISHED[name].tfds, data_dir=str(tfds_dir), file_format="array_record")
+        _check_reachable(next(iter(builder.url_infos)))
         _build(builder)
     except ImportError as error:
         raise DataError(_not_installed(error)) from error
+    except DataError:
+        raise
     except Exception as error:  # whatever TFDS, TensorFlow or the network came up with
         raise DataError(f"TFDS cannot download it ({brief(error)})") from error
     return Path(builder.data_path)
@@ -158,6 +162,15 @@ def _build(builder: Any, download_dir: str | None = None) -> None:
     config = tfds.download.DownloadConfig(try_download_gcs=False)
     with contextlib.redirect_stdout(sys.stderr):
         builder.download_and_prepare(download_dir=download_dir, download_config=config)
+
+
+def _check_reachable(url: str) -> None:
+    import requests
+
+    try:
+        requests.head(url, timeout=10).close()
+    except requests.RequestException as error:  # said at once: TFDS would try again for minutes
+        raise DataError(f"{urlsplit(url).hostname}, from where TFDS downloads it, cannot be reached") from error
 
 
 def _not_installed(error: ImportError) -> str:
