@@ -1,0 +1,182 @@
+"""The command line: `python -m torch_reference train|evaluate|embed`."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import difflib
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from torch_reference import commands, runs
+from torch_reference import config as configs
+from torch_reference.config import TrainConfig, flag
+from torch_reference.errors import UserError, nearest
+from torch_reference.training import Diverged
+
+_COMMANDS: dict[str, tuple[type, Callable[[Any], None]]] = {
+    "train": (commands.TrainOptions, commands.train),
+    "evaluate": (commands.EvaluateOptions, commands.evaluate),
+    "embed": (commands.EmbedOptions, commands.embed),
+}
+_USAGE = f"""usage: python -m torch_reference {{{",".join(_COMMANDS)}}} ...
+
+  train      trains a model and writes a run directory
+  evaluate   prints and writes accuracy and loss of a run
+  embed      writes embeddings of a data set or of image files
+
+python -m torch_reference COMMAND --help tells a command's flags."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line.
+
+    Args:
+      arguments: the words after the program's name; those of the process where None.
+
+    Returns:
+      The exit status: 0; 1 for a training that diverged; 2 for a user's mistake, told in one line on standard error;
+      130 for a second Ctrl-C.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if not words or words[0] in ("-h", "--help"):
+        print(_USAGE)
+        return 0
+    try:
+        if words[0] not in _COMMANDS:
+            raise UserError(f"there is no command {words[0]!r}: {nearest(words[0], tuple(_COMMANDS))}")
+        options, command = _COMMANDS[words[0]]
+        command(_parse(options, words[0], words[1:]))
+    except (UserError, Diverged) as error:
+        print(f"torch_reference: {error}", file=sys.stderr)
+        return 2 if isinstance(error, UserError) else 1
+    except KeyboardInterrupt:
+        print("torch_reference: ended at once by Ctrl-C", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _parse(options: type, command: str, words: list[str]) -> Any:
+    """The options that the words describe; for `train` the defaults follow from --config, --dataset and --resume."""
+    parser = _Parser(command, options)
+    own = [field for field in dataclasses.fields(options) if field.name != "training"]
+    _add_arguments(parser, own)
+    defaults = None
+    if options is commands.TrainOptions:
+        defaults = _train_defaults(words)
+        _add_arguments(parser, dataclasses.fields(TrainConfig), defaults)
+    # as written by someone who thinks of the field: --batch_size
+    words = [word.replace("_", "-", word.partition("=")[0].count("_")) if word[:2] == "--" else word for word in words]
+    given, unknown = parser.parse_known_args(words)
+    if unknown:
+        word = unknown[0].partition("=")[0]
+        known = [flag(field.name) for field in (*own, *dataclasses.fields(TrainConfig if defaults else options))]
+        guess = difflib.get_close_matches(word, known, n=1)
+        said = f"there is no flag {word}" if word[0] == "-" else f"{word!r} is not expected here"
+        raise UserError(f"{said}; " + (f"did you mean {guess[0]}?" if guess else f"see {command} --help"))
+    values = vars(given)
+    if defaults is not None:
+        config = TrainConfig(**{field.name: values.pop(field.name) for field in dataclasses.fields(TrainConfig)})
+        if values["resume"]:
+            _check_resumed(config, defaults)
+        values["training"] = config
+    return options(**values)
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse with one line for a mistake."""
+
+    def __init__(self, command: str, options: type):
+        positional = [f.metadata["positional"] for f in dataclasses.fields(options) if "positional" in f.metadata]
+        prog = f"python -m torch_reference {command}"
+        super().__init__(
+            prog=prog,
+            usage=" ".join([prog, "[OPTIONS]", *positional]),
+            description=options.__doc__,
+            allow_abbrev=False,
+        )
+        self.command = command
+
+    def error(self, message: str) -> NoReturn:
+        subject, _, said = message.removeprefix("argument ").partition(": ")
+        if subject == "the following arguments are required":
+            said = f"{self.command} needs {said.replace(', ', ' and ')}"
+        elif said == "expected one argument":
+            said = f"{subject} needs a value"
+        else:
+            said = f"{subject} {said}"
+        raise UserError(f"{said}; see {self.command} --help")
+
+
+def _add_arguments(
+    parser: argparse.ArgumentParser, fields: Sequence[dataclasses.Field[Any]], defaults: TrainConfig | None = None
+) -> None:
+    """A flag for each field, or a positional argument where its metadata say so."""
+    for field in fields:
+        kind, *optional = str(field.type).split(" | ")
+        text = field.metadata["help"]
+        if "positional" in field.metadata:
+            parser.add_argument(field.name, type=_reader(kind, False), metavar=field.metadata["positional"], help=text)
+            continue
+        default = field.default if defaults is None else getattr(defaults, field.name)
+        text = f"{text} (default: {default})".replace("%", "%%")
+        if kind == "bool":
+            parser.add_argument(flag(field.name), action=argparse.BooleanOptionalAction, default=default, help=text)
+        else:
+            metavar = f"{{None}}|{kind.upper()}" if optional else kind.upper()
+            parser.add_argument(
+                flag(field.name), type=_reader(kind, bool(optional)), default=default, metavar=metavar, help=text
+            )
+
+
+def _reader(kind: str, optional: bool) -> Callable[[str], Any]:
+    """What reads a flag's value."""
+    read: Callable[[str], Any] = {"str": str, "int": int, "float": float, "Path": Path}[kind]
+
+    def reader(word: str) -> Any:
+        if optional and word == "None":
+            return None
+        try:
+            return read(word)
+        except ValueError:
+            wanted = {"int": "a whole number", "float": "a number"}[kind]
+            raise argparse.ArgumentTypeError(f"is {word!r}; it must be {wanted}") from None
+
+    return reader
+
+
+def _train_defaults(words: Sequence[str]) -> TrainConfig:
+    """What holds where no flag says otherwise: with --resume the run's configuration, with --config the file's, else
+    the data set's recipe."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("--config", type=Path)
+    parser.add_argument("--dataset")
+    parser.add_argument("--loss", default="arcface")
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--resume", action="store_true")
+    try:
+        given, _ = parser.parse_known_args(list(words))
+    except argparse.ArgumentError:
+        return TrainConfig()  # a flag without its value: the real parser says so
+    if given.resume and given.out is not None:
+        if given.config is not None:
+            raise UserError("--config has no effect with --resume, which takes the run's own configuration")
+        return runs.read_config(given.out)
+    if given.config is not None:
+        return configs.read(given.config, given.dataset)
+    return configs.recipe(given.dataset or "digits", given.loss)
+
+
+def _check_resumed(given: TrainConfig, run: TrainConfig) -> None:
+    for field in dataclasses.fields(TrainConfig):
+        asked, was = getattr(given, field.name), getattr(run, field.name)
+        if asked != was and field.name != "data_dir":
+            raise UserError(
+                f"{flag(field.name)} is {asked}, but the run to resume has {was}: leave it out, or start a new run"
+            )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,415 @@
+"""What the commands `train`, `evaluate` and `embed` do, as functions of their options."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import itertools
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from torch_reference import data, runs, training, weights
+from torch_reference.config import TrainConfig, option
+from torch_reference.errors import UserError, nearest
+from torch_reference.evaluation import accuracy, mean_loss, predict
+from torch_reference.figures import draw_embeddings
+from torch_reference.progress import Progress, event_writer
+from torch_reference.training import Classifier, Machine
+
+DEVICES = ("cpu", "cuda", "mps")
+_DEVICE_HELP = "Where to compute: cpu, cuda or mps; the default is cuda where there is one, else cpu."
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainOptions:
+    """Trains a model and writes a run directory: config, metrics, checkpoints, weights, test embeddings."""
+
+    training: TrainConfig = dataclasses.field(default_factory=TrainConfig)
+    config: Path | None = dataclasses.field(
+        default=None,
+        metadata={"help": "JSON file with configuration fields, such as an old run's config.json; flags override it."},
+    )
+    out: Path | None = dataclasses.field(
+        default=None, metadata={"help": "Run directory; the default is a new one, runs/DATE-TIME-DATASET-LOSS."}
+    )
+    checkpoint_every: int = option(
+        1, "Epochs between two checkpoints, of which the latest is kept; 0 writes none but at Ctrl-C."
+    )
+    resume: bool = option(False, "Go on with the run in --out from its latest checkpoint.")
+    replicas: int = option(1, "Trains this many seeds, from --seed on, and tells mean and standard deviation.")
+    margins: str = option(
+        "", "Trains one model for each of these margins, such as 0.3,0.4,0.5 (in the unit of --margin)."
+    )
+    tensorboard: bool = option(False, "Writes TensorBoard events into the run directory.")
+    device: str | None = option(None, _DEVICE_HELP)
+    channels_last: bool = option(
+        False, "Lays images out channel by channel within a pixel, which some convolutions are faster on."
+    )
+    compile: bool = option(False, "Compiles the backbone with torch.compile (needs a C++ compiler on a CPU).")
+    deterministic: bool = option(
+        False, "Uses deterministic algorithms only, so that a CUDA device too gives the same bits every time."
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluateOptions:
+    """Prints accuracy and loss of a run, or the accuracy of an .npz file; writes evaluation.json."""
+
+    run_or_npz: Path = dataclasses.field(
+        metadata={
+            "positional": "RUN_OR_NPZ",
+            "help": "A run directory, or an .npz file with embeddings [N, D], labels [N] and prototypes [C, D].",
+        }
+    )
+    out: Path | None = dataclasses.field(
+        default=None,
+        metadata={"help": "Folder for evaluation.json; the default is the run directory, or the .npz file's folder."},
+    )
+    split: str = option("test", "Which split of the run's data set: test or train.")
+    data_dir: str | None = option(None, "Folder with the data set's files; the default is that of the training.")
+    device: str | None = option(None, _DEVICE_HELP)
+
+
+@dataclasses.dataclass(frozen=True)
+class EmbedOptions:
+    """Writes the embeddings of a data set or of image files as an .npz file."""
+
+    run: Path = dataclasses.field(metadata={"positional": "RUN", "help": "A run directory."})
+    input: str = dataclasses.field(
+        metadata={
+            "positional": "INPUT",
+            "help": "A data set's name, an image file, or a folder of images (of class folders too).",
+        }
+    )
+    out: Path = dataclasses.field(
+        default=Path("embeddings.npz"),
+        metadata={
+            "help": "The .npz file to write: embeddings [N, D], predictions [N], and labels [N] or files [N] where "
+            "known."
+        },
+    )
+    split: str = option("test", "Which split of a data set: test or train.")
+    data_dir: str | None = option(None, "Folder with the data set's files.")
+    device: str | None = option(None, _DEVICE_HELP)
+
+
+# ---- train
+
+
+def train(options: TrainOptions) -> None:
+    """Trains one model, or several replicas one after the other, and says what came out."""
+    config = options.training
+    if options.checkpoint_every < 0:
+        raise UserError(f"--checkpoint-every is {options.checkpoint_every}; it must be at least 0")
+    replicas = _replicas(options)
+    if options.resume and (options.out is None or options.margins or len(replicas) > 1):
+        raise UserError("--resume needs --out RUN, a single run directory (replicas are resumed one by one)")
+    machine = Machine(_device(options.device), options.channels_last, options.compile)
+    out = options.out or _new_folder(config)
+    members = {out / name if len(replicas) > 1 else out: member for name, member in replicas.items()}
+    if not options.resume:
+        for directory in members:
+            runs.check_free(directory)
+    if options.tensorboard:
+        event_writer()
+    dataset = data.load(config.dataset, config.data_dir, image_size=config.image_size)
+    # what `fit` would say too, but before there is a run directory
+    training.check_batch_size(config, dataset)
+    Classifier(config, dataset.image_shape, dataset.num_classes)
+    print(
+        f"{config.loss} on {dataset.name}: {len(dataset.train.labels):,} training and "
+        f"{len(dataset.test.labels):,} test images {'x'.join(map(str, dataset.image_shape))}, "
+        f"{dataset.num_classes} classes; {config.backbone}, {config.epochs} epochs on {machine.device}"
+    )
+    results = {}
+    with _interruptible() as stop, _deterministic(options.deterministic):
+        for directory, member in members.items():
+            if not stop():
+                name = f"{directory.name}  " if len(members) > 1 else ""
+                results[directory] = _train_one(member, directory, dataset, options, machine, stop, name)
+    if len(members) > 1:
+        _summarise(results, out)
+
+
+def _new_folder(config: TrainConfig) -> Path:
+    name = f"{time.strftime('%Y%m%d-%H%M%S')}-{Path(config.dataset).name}-{config.loss}"
+    names = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
+    return next(path for path in (Path("runs") / name for name in names) if not path.exists())
+
+
+def _replicas(options: TrainOptions) -> dict[str, TrainConfig]:
+    config = options.training
+    if options.margins and options.replicas != 1:
+        raise UserError("--margins and --replicas cannot be given together")
+    if options.margins and config.margin is not None:
+        raise UserError(f"--margin {config.margin:g} has no effect with --margins: leave one of them out")
+    if options.margins:
+        try:
+            margins = [float(word) for word in options.margins.split(",")]
+        except ValueError:
+            raise UserError(f"--margins is {options.margins!r}; it must be numbers with commas: 0.3,0.4,0.5") from None
+        if len({f"{margin:g}" for margin in margins}) < len(margins):
+            raise UserError(f"--margins is {options.margins!r}; each margin must be given once")
+        return {f"margin-{margin:g}": dataclasses.replace(config, margin=margin) for margin in margins}
+    if options.replicas < 1:
+        raise UserError(f"--replicas is {options.replicas}; it must be at least 1")
+    seeds = range(config.seed, config.seed + options.replicas)
+    return {f"seed-{seed}": dataclasses.replace(config, seed=seed) for seed in seeds}
+
+
+def _train_one(
+    config: TrainConfig,
+    run: Path,
+    dataset: data.Dataset,
+    options: TrainOptions,
+    machine: Machine,
+    stop: Callable[[], bool],
+    name: str,
+) -> float:
+    """Trains one model, and writes what it leaves behind; gives its test accuracy."""
+    if options.resume:
+        state = _resumed_state(config, run, dataset, machine)
+        records = [record for record in runs.read_metrics(run) if record["step"] <= state.step]
+    else:
+        runs.create(run, config)
+        runs.write_dataset(run, dataset, *data.channel_statistics(dataset.train.images))
+        state, records = training.initial_state(config, dataset, machine), []
+    steps_per_epoch = len(dataset.train.labels) // config.batch_size
+    progress = Progress(
+        run,
+        records,
+        epochs=config.epochs,
+        steps_per_epoch=steps_per_epoch,
+        checkpoint_every=options.checkpoint_every,
+        tensorboard=options.tensorboard,
+        start=state.step,
+        name=name,
+    )
+    start = time.perf_counter()
+    try:
+        training.fit(config, dataset, state, progress, stop, machine)
+    finally:
+        progress.close()
+    seconds = time.perf_counter() - start
+    if state.step < config.epochs * steps_per_epoch:
+        runs.write_checkpoint(run, state.step, state.to_arrays())
+        print(
+            f"stopped after {state.step} of {config.epochs * steps_per_epoch} steps; go on with: --resume --out {run}"
+        )
+    return _finish(run, state, dataset, machine, seconds)
+
+
+def _resumed_state(config: TrainConfig, run: Path, dataset: data.Dataset, machine: Machine) -> training.TrainState:
+    state = training.initial_state(config, dataset, machine)
+    arrays = runs.read_checkpoint(run)
+    if arrays is not None:
+        try:
+            state.load_arrays(arrays)
+        except (ValueError, KeyError):
+            raise UserError(f"{run / 'checkpoints'} does not fit the model of {run / 'config.json'}") from None
+    return state
+
+
+def _finish(run: Path, state: training.TrainState, dataset: data.Dataset, machine: Machine, seconds: float) -> float:
+    """Writes what a training leaves behind, and says where and how good it is."""
+    runs.write_weights(run, weights.to_arrays(state.model))
+    model = load_model(run, machine.device)
+    embeddings, labels = model.embed(dataset.test), dataset.test.labels
+    names = np.array(dataset.class_names)
+    runs.write_npz(
+        run / "embeddings.npz",
+        embeddings=embeddings,
+        labels=labels,
+        prototypes=model.prototypes,
+        class_names=names,
+    )
+    result = accuracy(embeddings, model.prototypes, labels)
+    print(f"test accuracy {100 * result:.2f} %  ({len(labels):,} images; trained in {seconds:.1f} s)")
+    print(f"run directory {run}")
+    try:
+        draw_embeddings(run / "embeddings.png", embeddings, labels, model.prototypes, dataset.class_names)
+        print(f"picture       {run / 'embeddings.png'}")
+    except ImportError:
+        print("no picture: it needs matplotlib (pip install matplotlib)")
+    return result
+
+
+def _summarise(results: Mapping[Path, float], out: Path) -> None:
+    values = 100 * np.array(list(results.values()))
+    spread = f" +- {values.std(ddof=1):.2f}" if len(values) > 1 else ""
+    print(f"\ntest accuracy {values.mean():.2f}{spread} % (mean and standard deviation of {len(values)})")
+    for path, value in results.items():
+        print(f"  {path.name:<12} {100 * value:.2f} %")
+    runs.write_json(out / "replicas.json", {path.name: value for path, value in results.items()})
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[Callable[[], bool]]:
+    """Gives a function that tells whether Ctrl-C was pressed; a second Ctrl-C ends the program at once."""
+    pressed: list[int] = []
+
+    def handler(number: int, frame: Any) -> None:
+        pressed.append(number)
+        signal.signal(signal.SIGINT, before)
+        print("\nending after this step (Ctrl-C again: at once) ...", flush=True)
+
+    before = signal.signal(signal.SIGINT, handler)
+    try:
+        yield lambda: bool(pressed)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@contextlib.contextmanager
+def _deterministic(wanted: bool) -> Iterator[None]:
+    """Within it PyTorch uses deterministic algorithms only, if that is wanted."""
+    before = torch.are_deterministic_algorithms_enabled()
+    if wanted:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA's first matrix product is made
+        torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
+
+
+def _device(name: str | None) -> str:
+    """The device of that name, found to be there, with convolutions in float32 where float32 is asked for."""
+    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if name is None:
+        name = "cuda" if available["cuda"] else "cpu"
+    if name not in available:
+        raise UserError(f"--device {name} is not known: {nearest(name, DEVICES)}")
+    if not available[name]:
+        there = ", ".join(device for device in DEVICES if available[device])
+        raise UserError(f"--device {name} is not there: this PyTorch finds {there}")
+    torch.backends.cudnn.allow_tf32 = False  # PyTorch's default rounds a convolution's inputs to 10 bits
+    return name
+
+
+# ---- evaluate and embed
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """A trained model.
+
+    Args:
+      config: how it was trained.
+      image_shape: (H, W, C) of the images that it takes.
+      class_names: [C].
+      prototypes: [C, D], or [C, K, D] with sub-centres.
+      embed: from a split to embeddings, float32 [N, D].
+    """
+
+    config: TrainConfig
+    image_shape: tuple[int, int, int]
+    class_names: tuple[str, ...]
+    prototypes: np.ndarray
+    embed: Callable[[data.Split], np.ndarray]
+
+
+def load_model(run: Path, device: str = "cpu") -> Model:
+    """Loads the model of a run directory, whichever program trained it.
+
+    Raises:
+      UserError: no run directory, or one without a trained model.
+    """
+    config, described = runs.read_config(run), runs.read_dataset(run)
+    arrays = runs.read_weights(run)
+    height, width, channels = described["image_shape"]
+    class_names = tuple(described["class_names"])
+    classifier = Classifier(config, (height, width, channels), len(class_names))
+    try:
+        weights.load_arrays(classifier, arrays)
+    except ValueError as error:
+        raise UserError(f"{run / 'model.safetensors'}: {error}") from None
+    classifier.to(device)
+    mean, std = np.array(described["mean"]), np.array(described["std"])
+
+    def embed(split: data.Split) -> np.ndarray:
+        return training.embed_all(classifier, config, training.device_data(split, mean, std, device)).numpy()
+
+    return Model(config, (height, width, channels), class_names, arrays["head.prototypes"], embed)
+
+
+def evaluate(options: EvaluateOptions) -> None:
+    """Accuracy and loss of a run on a split, or the accuracy of embeddings from a file."""
+    path = options.run_or_npz
+    result: dict[str, Any]
+    if path.suffix == ".npz":
+        if options.split != "test" or options.data_dir is not None:
+            raise UserError(f"--split and --data-dir have no effect on {path}, which holds its own examples")
+        if options.device is not None:
+            raise UserError(f"--device has no effect on {path}, which holds its embeddings")
+        arrays = runs.read_npz(path, ("embeddings", "labels", "prototypes"))
+        _check_arrays(path, **arrays)
+        embeddings, labels, prototypes = (arrays[name] for name in ("embeddings", "labels", "prototypes"))
+        result = {"examples": len(labels), "accuracy": accuracy(embeddings, prototypes, labels)}
+        out = options.out or path.parent
+    else:
+        model = load_model(path, _device(options.device))
+        config = model.config
+        data_dir = options.data_dir or config.data_dir
+        dataset = data.load(config.dataset, data_dir, image_size=config.image_size)
+        if (dataset.image_shape, dataset.class_names) != (model.image_shape, model.class_names):
+            raise UserError(f"{config.dataset} has other classes or other images than those {path} was trained on")
+        split = _split(dataset, options.split)
+        embeddings, labels = model.embed(split), split.labels
+        result = {
+            "dataset": config.dataset,
+            "split": options.split,
+            "examples": len(labels),
+            "accuracy": accuracy(embeddings, model.prototypes, labels),
+            "loss": mean_loss(embeddings, model.prototypes, labels, config.margin_value, config.scale),
+        }
+        out = options.out or path
+    runs.write_json(out / "evaluation.json", result)
+    for name, value in result.items():
+        print(f"{name:<9} {100 * value:.2f} %" if name == "accuracy" else f"{name:<9} {value}")
+    print(f"written to {out / 'evaluation.json'}")
+
+
+def embed(options: EmbedOptions) -> None:
+    """Embeddings of a data set's split, or of image files."""
+    model = load_model(options.run, _device(options.device))
+    if options.input in data.DATASETS:
+        dataset = data.load(options.input, options.data_dir, image_size=model.image_shape[0])
+        split = _split(dataset, options.split)
+        if split.images.shape[1:] != model.image_shape:
+            raise UserError(
+                f"{options.input} has images {split.images.shape[1:]}; the model takes {model.image_shape} (H, W, C)"
+            )
+        extra = {"labels": split.labels}
+    else:
+        if options.split != "test" or options.data_dir is not None:
+            raise UserError(f"--split and --data-dir have no effect on {options.input}: all its images are embedded")
+        files, images = data.read_images(Path(options.input), model.image_shape)
+        split = data.Split(images, np.zeros(len(images), np.int32))
+        extra = {"files": np.array(files)}
+    embeddings = model.embed(split)
+    predictions = predict(embeddings, model.prototypes).numpy()
+    runs.write_npz(options.out, embeddings=embeddings, predictions=predictions, prototypes=model.prototypes, **extra)
+    print(f"{len(embeddings):,} embeddings of dimension {embeddings.shape[1]} written to {options.out}")
+
+
+def _check_arrays(path: Path, embeddings: np.ndarray, labels: np.ndarray, prototypes: np.ndarray) -> None:
+    shapes = f"embeddings {embeddings.shape}, labels {labels.shape}, prototypes {prototypes.shape}"
+    fit = embeddings.ndim == 2 and labels.shape == embeddings.shape[:1] and len(labels) > 0
+    if not fit or prototypes.ndim not in (2, 3) or prototypes.shape[-1] != embeddings.shape[1]:
+        raise UserError(f"{path} holds {shapes}; they must be [N, D], [N] and [C, D] or [C, K, D]")
+    if labels.dtype.kind not in "iu" or labels.min() < 0 or labels.max() >= len(prototypes):
+        raise UserError(f"{path} has labels other than the whole numbers from 0 to {len(prototypes) - 1}")
+
+
+def _split(dataset: data.Dataset, which: str) -> data.Split:
+    if which not in ("train", "test"):
+        raise UserError(f"--split is {which!r}; it must be train or test")
+    return dataset.train if which == "train" else dataset.test

@@ -1,0 +1,276 @@
+"""What a training run is: one flat, validated configuration, and the defaults for each data set."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from torch_reference import backbones, margins
+from torch_reference.errors import UserError, nearest
+from torch_reference.margins import Margin
+from torch_reference.sampling import Augmentation
+
+# name: (which of the margins `--margin` sets, its default, the least and the first too large value, its unit)
+LOSSES: dict[str, tuple[str, float, float, float, str] | None] = {
+    "norm_softmax": None,
+    "sphereface": ("m1", 1.35, 1.0, 8.0, "a factor"),
+    "cosface": ("m3", 0.35, 0.0, 2.0, "in units of cosine"),
+    "arcface": ("m2", 0.5, 0.0, math.pi, "in radians"),
+}
+OPTIMIZERS = ("sgd", "nesterov", "adamw")
+SCHEDULES = ("cosine", "linear", "constant")
+PRECISIONS = ("float32", "bfloat16")
+
+
+def option(default: Any, help: str) -> Any:
+    """A field with its default and what `--help` says of it."""
+    return dataclasses.field(default=default, metadata={"help": help})
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """Everything a training run depends on. `docs/recipe.md` says exactly what each field does.
+
+    >>> TrainConfig(loss="cosface", margin=0.2).margin_value
+    Margin(m1=1.0, m2=0.0, m3=0.2, beyond_pi='monotone', gradient='exact')
+    """
+
+    dataset: str = option("digits", "Data set: digits, mnist, cifar10, or the path of a folder of class folders.")
+    data_dir: str | None = option(
+        None,
+        "Folder with the data set's files; the default is the environment variable ARCFACE_DATA_DIR, then "
+        "torchvision's download.",
+    )
+    image_size: int | None = option(
+        None,
+        "Height and width that images are resized to, in pixels; the default keeps their size.",
+    )
+
+    backbone: str = option("lenet", "Network from images to embeddings: lenet, resnet20, resnet18 or airnet.")
+    width: float = option(1.0, "Factor on the backbone's numbers of channels.")
+    embedding_dim: int = option(128, "Dimension D of the embeddings; 2 can be drawn as it is.")
+    dropout: float = option(0.0, "Share of features dropped before the embedding's fully connected layer, 0 to 1.")
+
+    loss: str = option("arcface", "Margin softmax: arcface, cosface, sphereface or norm_softmax.")
+    margin: float | None = option(
+        None,
+        "The loss's margin: arcface m2 in radians (0.5 where not given), cosface m3 in units of cosine (0.35), "
+        "sphereface m1, a factor (1.35); norm_softmax has none.",
+    )
+    margin_warmup_epochs: float = option(0.0, "Epochs in which the margin grows linearly from none to its value.")
+    scale: float = option(16.0, "Scale s of the logits.")
+    beyond_pi: str = option(
+        "monotone",
+        "What follows where the angle with its margin exceeds pi: monotone, linear or wrap.",
+    )
+    gradient: str = option("exact", "Gradient of the margin: exact or straight_through.")
+    subcenters: int = option(1, "Prototypes for each class; the nearest counts.")
+    label_smoothing: float = option(0.0, "Share of the target distribution that is spread over all classes, 0 to 1.")
+
+    epochs: int = option(30, "Passes over the training images.")
+    batch_size: int = option(64, "Images in a step.")
+    optimizer: str = option("nesterov", "Optimiser: sgd, nesterov (SGD with Nesterov momentum) or adamw.")
+    learning_rate: float = option(0.05, "Largest learning rate.")
+    momentum: float = option(0.9, "Momentum; for adamw its beta1.")
+    weight_decay: float = option(
+        0.0005,
+        "Weight decay on weights (not on biases, norms and slopes); decoupled for adamw.",
+    )
+    schedule: str = option("cosine", "Learning rate after the warm-up: cosine (to 0), linear (to 0) or constant.")
+    warmup_epochs: float = option(1.0, "Epochs in which the learning rate rises linearly to its largest.")
+    clip_norm: float = option(0.0, "Largest norm of the gradient of all parameters together; 0 is no limit.")
+
+    rotate: float = option(0.0, "Augmentation: largest rotation to either side, in radians.")
+    zoom: float = option(0.0, "Augmentation: largest magnification minus 1 (0.1: from 1/1.1 to 1.1).")
+    shift: int = option(0, "Augmentation: largest shift along each axis, in pixels.")
+    flip: bool = option(False, "Augmentation: left-right flips, alternating from epoch to epoch.")
+    cutout: int = option(0, "Augmentation: side of the square set to the mean colour, in pixels.")
+
+    seed: int = option(0, "Seed of initial weights, order and augmentation.")
+    precision: str = option(
+        "float32",
+        "Arithmetic of the network: float32 or bfloat16 (parameters, batch norm and angles stay float32).",
+    )
+
+    @property
+    def augmentation(self) -> Augmentation:
+        """The augmentation's fields as one value."""
+        return Augmentation(self.rotate, self.zoom, self.shift, self.flip, self.cutout)
+
+    @property
+    def margin_value(self) -> Margin:
+        """The `Margin` that loss, margin, beyond_pi and gradient describe."""
+        values: dict[str, Any] = {"beyond_pi": self.beyond_pi, "gradient": self.gradient}
+        if (described := LOSSES[self.loss]) is not None:
+            which, default, *_ = described
+            values[which] = default if self.margin is None else self.margin
+        return Margin(**values)
+
+    def __post_init__(self) -> None:
+        for field, known in (
+            ("backbone", backbones.NAMES),
+            ("loss", tuple(LOSSES)),
+            ("optimizer", OPTIMIZERS),
+            ("schedule", SCHEDULES),
+            ("precision", PRECISIONS),
+            ("beyond_pi", margins.BEYOND_PI),
+            ("gradient", margins.GRADIENTS),
+        ):
+            if (value := getattr(self, field)) not in known:
+                raise UserError(f"there is no {flag(field)} {value!r}: {nearest(value, known)}")
+        for field, ok, rule in (
+            ("image_size", self.image_size is None or self.image_size >= 1, "at least 1 pixel"),
+            ("width", self.width > 0, "> 0"),
+            ("embedding_dim", self.embedding_dim >= 1, "at least 1"),
+            ("dropout", 0 <= self.dropout < 1, "at least 0 and below 1"),
+            ("scale", self.scale > 0, "> 0"),
+            ("subcenters", self.subcenters >= 1, "at least 1"),
+            ("label_smoothing", 0 <= self.label_smoothing < 1, "at least 0 and below 1"),
+            ("epochs", self.epochs >= 0, "at least 0"),
+            ("batch_size", self.batch_size >= 2, "at least 2 (batch norm needs two examples)"),
+            ("learning_rate", self.learning_rate > 0, "> 0"),
+            ("momentum", 0 <= self.momentum < 1, "at least 0 and below 1"),
+            ("weight_decay", self.weight_decay >= 0, "at least 0"),
+            ("warmup_epochs", self.warmup_epochs >= 0, "at least 0"),
+            ("margin_warmup_epochs", self.margin_warmup_epochs >= 0, "at least 0"),
+            ("clip_norm", self.clip_norm >= 0, "at least 0"),
+            ("rotate", 0 <= self.rotate <= math.pi, "from 0 to pi, in radians"),
+            ("zoom", self.zoom >= 0, "at least 0"),
+            ("shift", self.shift >= 0, "at least 0 pixels"),
+            ("cutout", self.cutout >= 0, "at least 0 pixels"),
+            ("seed", self.seed >= 0, "at least 0"),
+        ):
+            value = getattr(self, field)
+            if not ok or (isinstance(value, float) and not math.isfinite(value)):
+                finite = " and finite" if ok else ""
+                raise UserError(f"{flag(field)} is {value}; it must be {rule}{finite}")
+        self._check_margin()
+
+    def _check_margin(self) -> None:
+        described = LOSSES[self.loss]
+        if described is None:
+            for field in ("margin", "beyond_pi", "gradient", "margin_warmup_epochs"):
+                if getattr(self, field) != TrainConfig.__dataclass_fields__[field].default:
+                    raise UserError(f"{flag(field)} has no effect on --loss {self.loss}, which has no margin")
+            return
+        which, _, smallest, too_large, unit = described
+        if self.margin is not None and not smallest <= self.margin < too_large:
+            raise UserError(
+                f"--margin is {self.margin:g}; for --loss {self.loss} it must be at least {smallest:g} "
+                f"and below {too_large:.4g} ({unit})"
+            )
+        if which == "m1" and self.beyond_pi == "linear":
+            raise UserError("--beyond-pi linear is not defined for --loss sphereface; use monotone or wrap")
+        if which == "m3" and self.beyond_pi != "monotone":
+            raise UserError(f"--beyond-pi has no effect on --loss {self.loss}, whose angle never exceeds pi")
+
+
+def flag(field: str) -> str:
+    """The flag of a field.
+
+    >>> flag("batch_size")
+    '--batch-size'
+    """
+    return f"--{field.replace('_', '-')}"
+
+
+# What each data set's defaults cost and reach is measured in the README.
+RECIPES = {
+    "digits": TrainConfig(width=0.5, margin_warmup_epochs=3, rotate=0.15, zoom=0.1, shift=1),
+    "mnist": TrainConfig(
+        dataset="mnist",
+        backbone="airnet",
+        width=0.5,
+        margin_warmup_epochs=2,
+        epochs=20,
+        batch_size=128,
+        learning_rate=0.1,
+        schedule="linear",
+        rotate=0.2,
+        zoom=0.1,
+        shift=2,
+    ),
+    "cifar10": TrainConfig(
+        dataset="cifar10",
+        backbone="airnet",
+        width=0.5,
+        margin_warmup_epochs=5,
+        epochs=30,
+        batch_size=256,
+        learning_rate=0.2,
+        schedule="linear",
+        shift=3,
+        flip=True,
+        cutout=8,
+    ),
+}
+
+
+def recipe(dataset: str, loss: str = "arcface") -> TrainConfig:
+    """The defaults for a data set and a loss; for a folder of the user's own, those of `TrainConfig`."""
+    defaults = RECIPES.get(dataset) or TrainConfig(dataset=dataset)
+    if loss == "norm_softmax":  # no margin that could grow
+        defaults = dataclasses.replace(defaults, margin_warmup_epochs=0.0)
+    return dataclasses.replace(defaults, loss=loss)
+
+
+def from_dict(values: dict[str, Any], source: str = "the configuration", dataset: str | None = None) -> TrainConfig:
+    """A configuration from the fields in `values`, the rest being the defaults of its data set, or else of `dataset`.
+
+    Raises:
+      UserError: an unknown field, or a value of the wrong type or out of range; `source` is named.
+
+    >>> from_dict({"dataset": "mnist", "seed": 3}).seed
+    3
+    """
+    types = {field.name: str(field.type) for field in dataclasses.fields(TrainConfig)}
+    for name, value in values.items():
+        if name not in types:
+            close = difflib.get_close_matches(name, types, n=1)
+            guess = f"; did you mean {close[0]!r}?" if close else ""
+            raise UserError(f"{source} has the unknown field {name!r}{guess}")
+        if not _fits(value, types[name]):
+            raise UserError(f"{source} has {name} = {json.dumps(value)}; it must be of type {types[name]}")
+    try:
+        defaults = recipe(values.get("dataset", dataset or "digits"), values.get("loss", "arcface"))
+        return dataclasses.replace(defaults, **values)
+    except UserError as error:
+        raise UserError(f"{source}: {error}") from None
+
+
+_KINDS: dict[str, tuple[type, ...]] = {
+    "str": (str,),
+    "int": (int,),
+    "float": (int, float),
+    "bool": (bool,),
+    "None": (type(None),),
+}
+
+
+def _fits(value: Any, annotation: str) -> bool:
+    accepted = tuple(kind for name in annotation.split(" | ") for kind in _KINDS[name])
+    # True is an int to Python, but not to the user
+    return isinstance(value, accepted) and (not isinstance(value, bool) or bool in accepted)
+
+
+def read(path: Path, dataset: str | None = None) -> TrainConfig:
+    """A configuration from a JSON file, such as an old run's `config.json`; `dataset` where it names none.
+
+    Raises:
+      UserError: no such file, no JSON object, or what `from_dict` raises.
+    """
+    if path.is_dir():
+        path = path / "config.json"
+    try:
+        values = json.loads(path.read_text())
+    except OSError as error:
+        raise UserError(f"--config {path} cannot be read: {error.strerror}") from None
+    except ValueError as error:
+        raise UserError(f"--config {path} is not JSON: {error}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"--config {path} must hold a JSON object of configuration fields")
+    return from_dict(values, str(path), dataset)

@@ -1,0 +1,158 @@
+"""Tests of losses.py: against float64 numpy written from equation 4 of the paper, and its limits."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from torch_reference import Margin, cosines, margin_logits, margin_softmax_loss, normalize, softmax_loss
+
+
+def example(dtype=torch.float64, subcenters=None):
+    rng = np.random.default_rng(0)
+    embeddings = torch.from_numpy(rng.normal(size=(6, 5)) * 3).to(dtype)
+    prototypes = torch.from_numpy(rng.normal(size=(4, 5) if subcenters is None else (4, subcenters, 5))).to(dtype)
+    return embeddings, prototypes, torch.tensor([0, 3, 1, 1, 2, 0])
+
+
+def paper(embeddings, prototypes, labels, m1, m2, m3, s, smoothing=0.0):
+    """Equation 4, one example after the other; every m1 theta + m2 is below pi."""
+    losses = []
+    for x, y in zip(embeddings.double().numpy(), labels.tolist(), strict=True):
+        theta = [math.acos(x @ w / np.linalg.norm(x) / np.linalg.norm(w)) for w in prototypes.double().numpy()]
+        logits = [s * math.cos(angle) for angle in theta]
+        assert m1 * theta[y] + m2 < math.pi
+        logits[y] = s * (math.cos(m1 * theta[y] + m2) - m3)
+        log_sum = math.log(sum(math.exp(logit - max(logits)) for logit in logits)) + max(logits)
+        own = log_sum - logits[y]
+        losses.append((1 - smoothing) * own + smoothing * np.mean([log_sum - logit for logit in logits]))
+    return np.mean(losses)
+
+
+@pytest.mark.parametrize("values", [(1, 0, 0), (1, 0.5, 0), (1, 0, 0.35), (1.35, 0, 0), (1.1, 0.2, 0.1)], ids=str)
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float64, 1e-13), (torch.float32, 2e-6)], ids=str)
+def test_the_loss_is_equation_4(values, smoothing, dtype, bound):
+    embeddings, prototypes, labels = example(dtype)
+    labels = cosines(embeddings, prototypes).argsort(dim=1)[:, 2]  # a near class, so that no angle gets past pi
+    loss = margin_softmax_loss(embeddings, prototypes, labels, Margin(*values), 16.0, smoothing)
+    expected = paper(embeddings, prototypes, labels, *values, 16.0, smoothing)
+    assert loss.dtype == dtype
+    assert loss.item() == pytest.approx(expected, rel=bound)
+
+
+@pytest.mark.parametrize("subcenters", [None, 3])
+@pytest.mark.parametrize("margin", [Margin.softmax(), Margin.arcface(), Margin.sphereface(4.0), Margin.cosface()])
+def test_gradients_are_those_of_finite_differences(margin, subcenters):
+    embeddings, prototypes, labels = example(subcenters=subcenters)
+    embeddings.requires_grad_()
+    prototypes.requires_grad_()
+    assert torch.autograd.gradcheck(
+        lambda x, w: margin_softmax_loss(x, w, labels, margin, 8.0, 0.1), (embeddings, prototypes)
+    )
+
+
+def test_only_the_own_class_gets_the_margin():
+    embeddings, prototypes, labels = example()
+    with_margin = margin_logits(embeddings, prototypes, labels, Margin.cosface(0.25), scale=4.0)
+    difference = 4 * cosines(embeddings, prototypes) - with_margin
+    np.testing.assert_allclose(difference, np.eye(4)[labels], atol=1e-15)
+
+
+def test_collinear_and_opposite_have_finite_gradients():
+    for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
+        embeddings = torch.tensor([[3.0, 4.0], [-3.0, -4.0]], dtype=dtype, requires_grad=True)
+        prototypes = torch.tensor([[3.0, 4.0], [4.0, -3.0]], dtype=dtype, requires_grad=True)
+        margin_softmax_loss(embeddings, prototypes, torch.tensor([0, 0]), Margin.arcface()).backward()
+        assert embeddings.grad.isfinite().all()
+        assert prototypes.grad.isfinite().all()
+        assert prototypes.grad.dtype == dtype
+
+
+@pytest.mark.parametrize("factor", [1e-29, 1e-20, 1.0, 1e20, 1e38])
+def test_normalize_neither_overflows_nor_underflows(factor):
+    vector = torch.tensor([[3.0, -4.0]]) / 4 * factor
+    vector.requires_grad_()
+    unit = normalize(vector)
+    np.testing.assert_allclose(unit.detach(), [[0.6, -0.8]], rtol=1e-6)
+    unit[0, 0].backward()
+    length = 1.25 * factor  # d (x / |x|) / dx = (1 - u u^T) / |x|
+    np.testing.assert_allclose(vector.grad.double() * length, [[0.64, 0.48]], rtol=1e-5)
+
+
+@pytest.mark.parametrize("entry", [0.0, 2.0**-101])
+def test_normalize_leaves_zero_at_zero(entry):
+    vector = torch.full((2, 3), entry, requires_grad=True)
+    unit = normalize(vector)
+    unit.sum().backward()
+    assert not unit.any()
+    assert not vector.grad.any()
+
+
+def test_normalize_hides_no_nan():
+    assert normalize(torch.tensor([math.nan, 1.0])).isnan().any()
+    assert normalize(torch.tensor([math.inf, 1.0])).isnan().any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_narrow_dtype_is_widened_and_its_gradient_saturates(dtype):
+    tiny = 2.0**-24 if dtype == torch.float16 else 2.0**-99
+    vector = torch.tensor([tiny, 0.0], dtype=dtype, requires_grad=True)
+    unit = normalize(vector)
+    assert (unit.dtype, unit.tolist()) == (torch.float32, [1, 0])
+    unit.backward(torch.tensor([0.0, -(2.0**40)]))
+    assert vector.grad.tolist() == [0, -torch.finfo(dtype).max]
+    assert vector.grad.dtype == dtype
+
+
+def test_the_nearest_subcenter_counts_and_the_first_of_equals_takes_the_gradient():
+    embeddings = torch.tensor([[1.0, 1.0]])
+    prototypes = torch.tensor([[[0.0, -1.0], [1.0, 0.0], [0.0, 1.0]], [[-1.0, 0.0]] * 3], requires_grad=True)
+    cosine = cosines(embeddings, prototypes)
+    np.testing.assert_allclose(cosine.detach(), [[0.5**0.5, -(0.5**0.5)]], rtol=1e-6)
+    cosine.sum().backward()
+    assert prototypes.grad.abs().sum(dim=2).bool().tolist() == [[False, True, False], [True, False, False]]
+
+
+def test_angles_stay_float32_under_autocast():
+    embeddings, prototypes, _ = example(torch.float32)
+    expected = cosines(embeddings, prototypes)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(cosines(embeddings, prototypes), expected)
+
+
+def test_softmax_loss_of_narrow_logits_is_computed_in_float32():
+    logits = torch.tensor([[1.0, 2.0, 4.0]], dtype=torch.bfloat16)
+    expected = math.log(math.exp(-3) + math.exp(-2) + 1) + 3
+    loss = softmax_loss(logits, torch.tensor([0]))
+    assert loss.dtype == torch.float32
+    assert loss.item() == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"labels": torch.tensor([0, 4])}, ValueError, r"labels must lie in \[0, 4\); found 4"),
+        ({"labels": torch.tensor([-1, 0])}, ValueError, r"labels must lie in \[0, 4\); found -1"),
+        ({"labels": torch.tensor([0.0, 1.0])}, TypeError, "labels have dtype float32; they must be integers"),
+        ({"labels": torch.tensor([True, False])}, TypeError, "labels have dtype bool; they must be integers"),
+        ({"labels": torch.tensor([0])}, ValueError, r"labels have shape \(1,\).*: \(2,\)"),
+        ({"prototypes": torch.ones(4, 2)}, ValueError, r"embeddings \(2, 3\) and prototypes \(4, 2\) do not fit"),
+        ({"embeddings": torch.ones(3)}, ValueError, r"embeddings \(3,\) and prototypes \(4, 3\) do not fit"),
+        ({"scale": 0}, ValueError, "scale is 0; it must be > 0"),
+        ({"scale": math.nan}, ValueError, "scale is nan; it must be > 0"),
+        ({"label_smoothing": 1.0}, ValueError, "label_smoothing is 1.0; it must be at least 0 and below 1"),
+        ({"label_smoothing": -0.1}, ValueError, "label_smoothing is -0.1"),
+    ],
+)
+def test_mistakes_are_named(changes, error, message):
+    arguments = {
+        "embeddings": torch.ones(2, 3),
+        "prototypes": torch.eye(4, 3) + 1,
+        "labels": torch.tensor([0, 1]),
+        "margin": Margin.arcface(),
+    }
+    assert margin_softmax_loss(**arguments).isfinite()
+    with pytest.raises(error, match=message):
+        margin_softmax_loss(**(arguments | changes))

@@ -1,0 +1,219 @@
+"""The run directory: what a training writes and what is read back.
+
+    config.json         every field of the configuration
+    dataset.json        the images' shape, the class names, each channel's mean and standard deviation
+    metrics.jsonl       one line for each epoch
+    checkpoints/        the latest state of an unfinished or finished training, `step_00001234.safetensors`
+    model.safetensors   the weights under their state_dict names
+    embeddings.npz      embeddings and labels of the test split, prototypes, class names
+    embeddings.png      a picture of them
+
+Each file is written whole or not at all.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from torch_reference import config as configs
+from torch_reference.config import TrainConfig
+from torch_reference.data import Dataset
+from torch_reference.errors import UserError
+
+Arrays = dict[str, np.ndarray]
+
+
+@contextlib.contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """Gives the path of a temporary file beside `path`, which takes its place if nothing goes wrong.
+
+    Raises:
+      UserError: a place where nothing can be written, or no room left.
+
+    >>> import tempfile
+    >>> path = Path(tempfile.mkdtemp()) / "note.txt"
+    >>> with written_whole(path) as file:
+    ...     _ = file.write_text("whole")
+    >>> path.read_text()
+    'whole'
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        os.replace(temporary, path)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror or error}") from None
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+
+
+def check_free(out: Path) -> None:
+    """Raises UserError where `out` holds a run already, is a folder that is not a run, or is no folder."""
+    if (out / "config.json").exists():
+        raise UserError(f"--out {out} holds a run already; give another folder, or --resume to go on with it")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"--out {out} exists and is not a run directory; give a new or an empty folder")
+
+
+def create(out: Path, config: TrainConfig) -> None:
+    """Makes a run directory and writes its configuration.
+
+    Raises:
+      UserError: as `check_free`, or where the folder cannot be made.
+    """
+    check_free(out)
+    try:
+        (out / "checkpoints").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out {out} cannot be made: {error.strerror}") from None
+    write_json(out / "config.json", dataclasses.asdict(config))
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes JSON, whole or not at all."""
+    with written_whole(path) as file:
+        file.write_text(json.dumps(value, indent=2) + "\n")
+
+
+def read_config(run: Path) -> TrainConfig:
+    """The configuration of a run.
+
+    Raises:
+      UserError: `run` is not a run directory.
+    """
+    if not (run / "config.json").is_file():
+        raise UserError(f"{run} is not a run directory: it has no config.json")
+    return configs.read(run / "config.json")
+
+
+def write_metrics(run: Path, records: Sequence[Mapping[str, Any]]) -> None:
+    """Writes `metrics.jsonl`, one line for each record."""
+    with written_whole(run / "metrics.jsonl") as file:
+        file.write_text("".join(json.dumps(record) + "\n" for record in records))
+
+
+def read_metrics(run: Path) -> list[dict[str, Any]]:
+    """The records of `metrics.jsonl`; none where there is no such file yet."""
+    path = run / "metrics.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def write_weights(run: Path, weights: Arrays) -> None:
+    """Writes `model.safetensors`."""
+    with written_whole(run / "model.safetensors") as file:
+        file.write_bytes(safetensors.numpy.save(weights))
+
+
+def read_weights(run: Path) -> Arrays:
+    """The weights of a run, by their names in the state_dict.
+
+    Raises:
+      UserError: there are none yet, or the file is damaged.
+    """
+    path = run / "model.safetensors"
+    if not path.is_file():
+        raise UserError(f"{run} has no model.safetensors: its training has not ended; go on with it by --resume")
+    return _read_safetensors(path)
+
+
+def write_dataset(run: Path, dataset: Dataset, mean: np.ndarray, std: np.ndarray) -> None:
+    """Writes `dataset.json`: what a model must know of its training data to be used without it.
+
+    These are the images' shape (H, W, C), the class names, and each channel's mean and standard deviation in grey
+    levels.
+    """
+    described = {
+        "name": dataset.name,
+        "image_shape": dataset.image_shape,
+        "class_names": dataset.class_names,
+        "mean": mean.tolist(),
+        "std": std.tolist(),
+    }
+    write_json(run / "dataset.json", described)
+
+
+def read_dataset(run: Path) -> dict[str, Any]:
+    """What `write_dataset` wrote.
+
+    Raises:
+      UserError: there is none, or it is damaged.
+    """
+    path = run / "dataset.json"
+    if not path.is_file():
+        raise UserError(f"{run} is not a whole run directory: it has no dataset.json")
+    try:
+        described: dict[str, Any] = json.loads(path.read_text())
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON: {error}") from None
+    return described
+
+
+def write_npz(path: Path, **arrays: np.ndarray) -> None:
+    """Writes arrays as an `.npz` file, whole or not at all."""
+    with written_whole(path) as temporary, temporary.open("wb") as file:
+        np.savez(file, **arrays)  # type: ignore[arg-type]
+
+
+def read_npz(path: Path, names: Sequence[str]) -> Arrays:
+    """The arrays of these names.
+
+    Raises:
+      UserError: no such file, no `.npz` file, or an array that is missing.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            missing = [name for name in names if name not in file]
+            if missing:
+                raise UserError(f"{path} has no array {missing[0]!r}; it must hold {', '.join(names)}")
+            return {name: file[name] for name in names}
+    except UserError:
+        raise
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist") from None
+    except (OSError, EOFError, ValueError, zipfile.BadZipFile):
+        raise UserError(f"{path} is not an .npz file that can be read") from None
+
+
+def write_checkpoint(run: Path, step: int, state: Arrays) -> None:
+    """Writes a training state after so many steps, and removes older checkpoints."""
+    path = run / "checkpoints" / f"step_{step:08d}.safetensors"
+    with written_whole(path) as file:
+        file.write_bytes(safetensors.numpy.save(state))
+    for older in _checkpoints(run):
+        if older < path:
+            older.unlink()
+
+
+def read_checkpoint(run: Path) -> Arrays | None:
+    """The latest checkpoint; None where there is none.
+
+    Raises:
+      UserError: a damaged file.
+    """
+    paths = _checkpoints(run)
+    return _read_safetensors(paths[-1]) if paths else None
+
+
+def _checkpoints(run: Path) -> list[Path]:
+    return sorted((run / "checkpoints").glob("step_*.safetensors"))
+
+
+def _read_safetensors(path: Path) -> Arrays:
+    try:
+        arrays: Arrays = safetensors.numpy.load_file(path)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise UserError(f"{path} is not a safetensors file that can be read ({error}): delete it") from None
+    return arrays

@@ -1,0 +1,419 @@
+"""State, step, epoch, fit: how a model is trained (`docs/recipe.md`)."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from torch_reference import weights
+from torch_reference.backbones import make_backbone, whitening_filters
+from torch_reference.config import TrainConfig
+from torch_reference.data import Dataset, Split, channel_statistics
+from torch_reference.errors import UserError
+from torch_reference.evaluation import accuracy
+from torch_reference.heads import ArcFaceHead
+from torch_reference.losses import add_margin, softmax_loss
+from torch_reference.margins import Margin
+from torch_reference.sampling import augment, draw_augmentation, dropout_mask, epoch_order, normalise
+
+
+@dataclasses.dataclass(frozen=True)
+class Machine:
+    """Where and how the arithmetic is done; none of it changes what is computed but for rounding.
+
+    Args:
+      device: cpu, cuda or mps.
+      channels_last: lays images out channel by channel within a pixel, which some convolutions are faster on.
+      compile: compiles the backbone with `torch.compile`.
+    """
+
+    device: str = "cpu"
+    channels_last: bool = False
+    compile: bool = False
+
+    @property
+    def memory_format(self) -> torch.memory_format:
+        """How images and convolutions lie in memory."""
+        return torch.channels_last if self.channels_last else torch.contiguous_format
+
+
+# ---- model
+
+
+class Classifier(nn.Module):
+    """A backbone and a head, as the configuration describes them.
+
+    >>> model = Classifier(TrainConfig(), (8, 8, 1), num_classes=10)
+    >>> model.head.prototypes.shape
+    torch.Size([10, 128])
+    """
+
+    def __init__(self, config: TrainConfig, image_shape: tuple[int, int, int], num_classes: int):
+        super().__init__()
+        self.backbone = make_backbone(config.backbone, image_shape, config.embedding_dim, config.width, config.dropout)
+        self.head = ArcFaceHead(
+            config.embedding_dim,
+            num_classes,
+            margin=config.margin_value,
+            scale=config.scale,
+            subcenters=config.subcenters,
+        )
+
+    def forward(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Logits [B, C] of normalised images [B, C, H, W], with the margin on labels [B] where given."""
+        logits: Tensor = self.head(self.backbone(images), labels)
+        return logits
+
+
+def initial_model(config: TrainConfig, dataset: Dataset) -> Classifier:
+    """The model before its first step: a function of the seed, and for `airnet` of the training images."""
+    model = Classifier(config, dataset.image_shape, dataset.num_classes)
+    weights.initialise(model, config.seed)
+    if config.backbone == "airnet":
+        first = Split(dataset.train.images[:5000], dataset.train.labels[:5000])
+        data = device_data(first, *channel_statistics(dataset.train.images))
+        filters = whitening_filters(normalise(data.images, data.mean, data.scale).numpy())
+        with torch.no_grad():
+            model.get_parameter("backbone.whiten.weight").copy_(torch.from_numpy(filters))
+    return model
+
+
+# ---- data
+
+
+class DeviceData(NamedTuple):
+    """A split where the arithmetic is done: images uint8 [N, H, W, C], labels [N], mean and 1 / std [C]."""
+
+    images: Tensor
+    labels: Tensor
+    mean: Tensor
+    scale: Tensor
+
+
+def device_data(
+    split: Split,
+    mean: np.ndarray,
+    std: np.ndarray,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> DeviceData:
+    """Puts a split on the device; `mean` and `std` [C] are the training images', in grey levels.
+
+    Both constants are rounded to float32 whatever `dtype`, that of the network's input, is.
+    """
+    constants = (torch.from_numpy(np.float32(values)).to(device, dtype) for values in (mean, 1 / std))
+    return DeviceData(
+        torch.tensor(split.images, device=device),
+        torch.tensor(split.labels, device=device, dtype=torch.int64),
+        *constants,
+    )
+
+
+def epoch_batches(config: TrainConfig, data: DeviceData, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+    """The batches of an epoch (from 0), from its batch `start` on: images [B, C, H, W], augmented, and labels [B]."""
+    examples, height, width, _ = data.images.shape
+    device = data.images.device
+    order = torch.from_numpy(epoch_order(config.seed, epoch, examples)).to(device)
+    draws = draw_augmentation(config.augmentation, config.seed, epoch, examples, height, width, device)
+    for number in range(start, examples // config.batch_size):
+        chosen = order[number * config.batch_size : (number + 1) * config.batch_size]
+        images = augment(data.images[chosen], draws.take(chosen), config.augmentation, data.mean, data.scale)
+        yield images, data.labels[chosen]
+
+
+# ---- optimiser and schedules
+
+
+def make_optimizer(config: TrainConfig, model: nn.Module) -> torch.optim.Optimizer:
+    """The optimiser, with weight decay on weights of two axes or more; each step sets its learning rate."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": config.weight_decay},
+        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    if config.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(config.momentum, 0.999), eps=1e-8)
+    # without momentum Nesterov's step is the plain one, and torch refuses the word
+    nesterov = config.optimizer == "nesterov" and config.momentum > 0
+    return torch.optim.SGD(groups, lr=config.learning_rate, momentum=config.momentum, nesterov=nesterov)
+
+
+def learning_rate(config: TrainConfig, step: int, steps_per_epoch: int) -> float:
+    """The learning rate of a step (from 0): a linear warm-up, then the schedule.
+
+    >>> config = TrainConfig(epochs=3, warmup_epochs=1, learning_rate=0.5, schedule="linear")
+    >>> [learning_rate(config, step, steps_per_epoch=1) for step in range(3)]
+    [0.25, 0.5, 0.25]
+    """
+    total, warmup = config.epochs * steps_per_epoch, round(config.warmup_epochs * steps_per_epoch)
+    if step < warmup:
+        return config.learning_rate * (step + 1) / (warmup + 1)
+    x = (step - warmup) / (total - warmup)
+    factor = {"cosine": (1 + math.cos(math.pi * x)) / 2, "linear": 1 - x, "constant": 1.0}[config.schedule]
+    return config.learning_rate * factor
+
+
+def warmed_up_margin(config: TrainConfig, step: int, steps_per_epoch: int) -> Margin:
+    """The margin of a step (from 0), which grows linearly from none to its value.
+
+    >>> config = TrainConfig(loss="arcface", margin=0.4, margin_warmup_epochs=1)
+    >>> [warmed_up_margin(config, step, steps_per_epoch=1).m2 for step in range(2)]
+    [0.2, 0.4]
+    """
+    warmup = round(config.margin_warmup_epochs * steps_per_epoch)
+    return config.margin_value.grown(min(1, (step + 1) / (warmup + 1)))
+
+
+@torch.no_grad()
+def clip_gradients(parameters: Iterable[Tensor], largest: float) -> None:
+    """Scales all gradients together by largest / norm where their norm exceeds `largest`.
+
+    Written out, because `torch.nn.utils.clip_grad_norm_` divides by norm + 1e-6.
+    """
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    norm = torch.stack([gradient.square().sum() for gradient in gradients]).sum().sqrt()
+    factor = torch.where(norm > largest, largest / norm, 1.0)
+    for gradient in gradients:
+        gradient.mul_(factor)
+
+
+# ---- state and step
+
+
+@dataclasses.dataclass
+class TrainState:
+    """A training after so many steps, with the sums of its running epoch's losses and accuracies."""
+
+    model: Classifier
+    optimizer: torch.optim.Optimizer
+    step: int = 0
+    loss_sum: float = 0.0
+    accuracy_sum: float = 0.0
+
+    def to_arrays(self) -> dict[str, np.ndarray]:
+        """All of it, by name, for a checkpoint."""
+        arrays = {f"model.{name}": array for name, array in weights.to_arrays(self.model).items()}
+        for name, parameter in self.model.named_parameters():
+            for key, value in self.optimizer.state.get(parameter, {}).items():
+                if value is not None:
+                    arrays[f"optimizer.{key}.{name}"] = value.detach().cpu().contiguous().numpy()
+        for key in ("step", "loss_sum", "accuracy_sum"):
+            arrays[key] = np.array(getattr(self, key))
+        return arrays
+
+    def load_arrays(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Takes over what `to_arrays` gave.
+
+        Raises:
+          ValueError: arrays that do not fit the model.
+        """
+        prefix = "model."
+        model = {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
+        weights.load_arrays(self.model, model)
+        parameters = dict(self.model.named_parameters())
+        for name, array in arrays.items():
+            if name.startswith("optimizer."):
+                _, key, of = name.split(".", 2)
+                if of not in parameters:
+                    raise ValueError(f"it has {name}, which the model does not know")
+                # AdamW counts its steps on the CPU
+                device = parameters[of].device if array.ndim else "cpu"
+                self.optimizer.state[parameters[of]][key] = torch.from_numpy(array).to(device)
+        self.step = int(arrays["step"])
+        self.loss_sum, self.accuracy_sum = float(arrays["loss_sum"]), float(arrays["accuracy_sum"])
+
+
+def initial_state(config: TrainConfig, dataset: Dataset, machine: Machine | None = None) -> TrainState:
+    """The state before the first step."""
+    machine = machine or Machine()
+    model = initial_model(config, dataset).to(machine.device)
+    model = model.to(memory_format=machine.memory_format)  # type: ignore[call-overload]
+    return TrainState(model, make_optimizer(config, model))
+
+
+class Metrics(NamedTuple):
+    """What a step gave: the batch's mean loss, and its accuracy without the margin."""
+
+    loss: float
+    accuracy: float
+
+
+def train_step(
+    state: TrainState,
+    images: Tensor,
+    labels: Tensor,
+    config: TrainConfig,
+    steps_per_epoch: int,
+    embed: Callable[[Tensor, Tensor | None], Tensor] | None = None,
+) -> Metrics:
+    """One step of the optimiser, on normalised images [B, C, H, W] with labels [B]; changes `state`.
+
+    Args:
+      embed: the backbone, where it is to be another than the model's own, such as a compiled one.
+
+    Raises:
+      Diverged: a loss that is not finite; `state` is then as before.
+    """
+    model, optimizer, step = state.model, state.optimizer, state.step
+    model.train()
+    keep = None
+    if config.dropout > 0:
+        features = model.backbone.embedding.fc.in_features
+        drawn = dropout_mask(config.seed, step, len(images), features, config.dropout)
+        keep = torch.from_numpy(drawn).to(images.device)
+    with network_precision(config, images.device):
+        embeddings = model.backbone(images, keep) if embed is None else embed(images, keep)
+    cosine = model.head.cosines(embeddings)
+    logits = add_margin(cosine, labels, warmed_up_margin(config, step, steps_per_epoch), config.scale)
+    loss = softmax_loss(logits, labels, config.label_smoothing)
+    if not math.isfinite(value := loss.item()):
+        raise Diverged(
+            f"the loss of step {step + 1} is {value}; try a smaller --learning-rate (now {config.learning_rate:g}), "
+            f"more --warmup-epochs (now {config.warmup_epochs:g}) or --clip-norm 1"
+        )
+
+    optimizer.zero_grad()
+    loss.backward()
+    if config.clip_norm > 0:
+        clip_gradients(model.parameters(), config.clip_norm)
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate(config, step, steps_per_epoch)
+    optimizer.step()
+    state.step += 1
+    return Metrics(value, (cosine.argmax(dim=1) == labels).float().mean().item())
+
+
+def network_precision(config: TrainConfig, device: torch.device) -> contextlib.AbstractContextManager[object]:
+    """Where convolutions and linear layers are computed in the configuration's precision."""
+    if config.precision == "float32":
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, dtype=torch.bfloat16)
+
+
+@torch.no_grad()
+def embed_all(
+    model: Classifier,
+    config: TrainConfig,
+    data: DeviceData,
+    memory_format: torch.memory_format = torch.contiguous_format,
+    batch_size: int = 500,
+) -> Tensor:
+    """The embeddings of a split, [N, D] on the CPU, in evaluation mode."""
+    model.eval()
+    embeddings = []
+    for images in data.images.split(batch_size):
+        normalised = normalise(images, data.mean, data.scale).contiguous(memory_format=memory_format)
+        with network_precision(config, data.images.device):
+            embeddings.append(model.backbone(normalised).to(data.mean.dtype).cpu())
+    return torch.cat(embeddings)
+
+
+# ---- fit
+
+
+class Diverged(ArithmeticError):
+    """A training whose loss is not finite any more; its message says what may help."""
+
+
+class Record(NamedTuple):
+    """A line of `metrics.jsonl`: the epoch (from 1) and what it gave.
+
+    The losses and accuracies are means over the epoch's batches, the learning rate is that of its last step, and the
+    time is what its training took, in seconds, without the evaluation.
+    """
+
+    epoch: int
+    step: int
+    train_loss: float
+    train_accuracy: float
+    test_accuracy: float
+    learning_rate: float
+    images_per_second: float
+    seconds: float
+
+
+class Reporter:
+    """What is told of a training while it runs; does nothing by itself."""
+
+    def on_step(self, epoch: int, step: int, metrics: Metrics) -> None:
+        """After each step: its epoch (from 0) and the steps done in it."""
+
+    def on_epoch(self, record: Record, state: TrainState) -> None:
+        """After each epoch."""
+
+
+def check_batch_size(config: TrainConfig, dataset: Dataset) -> None:
+    """Raises UserError where a batch takes more than the training images."""
+    if config.batch_size > (examples := len(dataset.train.labels)):
+        raise UserError(f"--batch-size is {config.batch_size}, but there are only {examples} training images")
+
+
+def fit(
+    config: TrainConfig,
+    dataset: Dataset,
+    state: TrainState | None = None,
+    reporter: Reporter | None = None,
+    stop: Callable[[], bool] = lambda: False,
+    machine: Machine | None = None,
+) -> TrainState:
+    """Trains a model.
+
+    Args:
+      config: what to train, and how.
+      dataset: what on.
+      state: where to go on from; from the beginning where None. It is changed.
+      reporter: what to tell of it.
+      stop: asked before every step whether to end there.
+      machine: where to.
+
+    Returns:
+      The state after the last step, or after the one at which `stop` said so.
+
+    Raises:
+      UserError: fewer training images than a batch takes.
+      Diverged: a loss that is not finite.
+    """
+    machine, reporter = machine or Machine(), reporter or Reporter()
+    check_batch_size(config, dataset)
+    steps_per_epoch = len(dataset.train.labels) // config.batch_size
+    state = state or initial_state(config, dataset, machine)
+    statistics = channel_statistics(dataset.train.images)
+    train = device_data(dataset.train, *statistics, machine.device)
+    test = device_data(dataset.test, *statistics, machine.device)
+    embed = torch.compile(state.model.backbone) if machine.compile else None
+
+    for epoch in range(state.step // steps_per_epoch, config.epochs):
+        done = state.step - epoch * steps_per_epoch
+        began = time.perf_counter()
+        for number, (images, labels) in enumerate(epoch_batches(config, train, epoch, done), done + 1):
+            if stop():
+                return state
+            images = images.contiguous(memory_format=machine.memory_format)
+            metrics = train_step(state, images, labels, config, steps_per_epoch, embed)
+            state.loss_sum += metrics.loss
+            state.accuracy_sum += metrics.accuracy
+            reporter.on_step(epoch, number, metrics)
+        seconds = time.perf_counter() - began
+
+        embeddings = embed_all(state.model, config, test, machine.memory_format)
+        record = Record(
+            epoch=epoch + 1,
+            step=state.step,
+            train_loss=state.loss_sum / steps_per_epoch,
+            train_accuracy=state.accuracy_sum / steps_per_epoch,
+            test_accuracy=accuracy(embeddings, state.model.head.prototypes.detach().cpu(), test.labels.cpu()),
+            learning_rate=learning_rate(config, state.step - 1, steps_per_epoch),
+            images_per_second=(steps_per_epoch - done) * config.batch_size / seconds,
+            seconds=seconds,
+        )
+        state.loss_sum = state.accuracy_sum = 0.0
+        reporter.on_epoch(record, state)
+    return state
