@@ -187,12 +187,10 @@ RECIPES = {
     "digits": TrainConfig(width=0.5, margin_warmup_epochs=3, rotate=0.15, zoom=0.1, shift=1),
     "mnist": TrainConfig(
         dataset="mnist",
-        backbone="airnet",
         width=0.5,
         margin_warmup_epochs=2,
-        epochs=15,
+        epochs=14,
         batch_size=128,
-        learning_rate=0.1,
         schedule="linear",
         rotate=0.2,
         zoom=0.1,
