@@ -1,8 +1,9 @@
 # make train   trains ArcFace (ARGS="--dataset mnist" passes flags on)
 # make test    checks style and types and runs the whole test suite
 PYTHON ?= python3
+CONSTRAINTS ?= constraints.txt
 BIN := .venv/bin
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS)
 
 .PHONY: train test clean
 
@@ -22,10 +23,10 @@ clean:
 	$(PYTHON) -m venv .venv
 
 # Each stamp is newer than what it was installed from, so a second call installs nothing.
-.venv/.train-ready: pyproject.toml constraints.txt | .venv/bin/python
+.venv/.train-ready: pyproject.toml $(CONSTRAINTS) | .venv/bin/python
 	$(PIP) --editable ".[figures]"
 	touch $@
 
-.venv/.test-ready: pyproject.toml constraints.txt | .venv/bin/python
+.venv/.test-ready: pyproject.toml $(CONSTRAINTS) | .venv/bin/python
 	$(PIP) --editable ".[figures,test]"
 	touch $@ .venv/.train-ready

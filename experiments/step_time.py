@@ -105,6 +105,8 @@ def _work(options: argparse.Namespace) -> None:
     from jax_arcface.config import TrainConfig
     from jax_arcface.data import Dataset, Split
 
+    if jax.default_backend() != "cpu":
+        sys.exit("step_time measures steps on a CPU; an accelerator runs an epoch as one program")
     rng = np.random.default_rng(0)
     n = options.batch_size * options.steps
     images = rng.integers(0, 256, (n, *options.shape), np.uint8)

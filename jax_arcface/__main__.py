@@ -92,7 +92,7 @@ def _train_defaults(words: Sequence[str]) -> commands.TrainOptions:
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     parser.add_argument("--config", type=Path)
     parser.add_argument("--dataset")
-    parser.add_argument("--loss", default="arcface")
+    parser.add_argument("--loss")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--resume", action="store_true")
     try:
@@ -104,8 +104,8 @@ def _train_defaults(words: Sequence[str]) -> commands.TrainOptions:
             raise UserError("--config has no effect with --resume, which takes the run's own configuration")
         return commands.TrainOptions(training=runs.read_config(given.out))
     if given.config is not None:
-        return commands.TrainOptions(training=configs.read(given.config, given.dataset))
-    return commands.TrainOptions(training=configs.recipe(given.dataset or "digits", given.loss))
+        return commands.TrainOptions(training=configs.read(given.config, given.dataset, given.loss))
+    return commands.TrainOptions(training=configs.recipe(given.dataset or "digits", given.loss or "arcface"))
 
 
 def _check_resumed(given: TrainConfig, run: TrainConfig) -> None:

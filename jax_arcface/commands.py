@@ -91,6 +91,7 @@ def train(options: TrainOptions) -> None:
     if not options.resume:
         for directory in directories:
             runs.check_free(directory)
+        runs.check_free(out)
     if options.tensorboard:
         event_writer()
     dataset = _load(config)
@@ -112,12 +113,12 @@ def train(options: TrainOptions) -> None:
     results: dict[Path, float] = {}
     with _interruptible() as stop:
         for group in together:
-            trained = _train_group(group, dataset, options, stop)
+            trained = _train_group(group, dataset, options, stop, named=len(replicas) > 1)
             if stop():
                 return
             results |= trained
     if len(replicas) > 1:
-        _summarise(results, out)
+        _summarise(results, out, seeds=not options.margins)
 
 
 def _new_folder(config: TrainConfig) -> Path:
@@ -147,7 +148,11 @@ def _replicas(options: TrainOptions) -> dict[str, TrainConfig]:
 
 
 def _train_group(
-    group: Sequence[tuple[TrainConfig, Path]], dataset: data.Dataset, options: TrainOptions, stop: Callable[[], bool]
+    group: Sequence[tuple[TrainConfig, Path]],
+    dataset: data.Dataset,
+    options: TrainOptions,
+    stop: Callable[[], bool],
+    named: bool,
 ) -> dict[Path, float]:
     """Trains these configurations as one program; the test accuracy by run directory."""
     members, directories = [config for config, _ in group], [directory for _, directory in group]
@@ -158,6 +163,7 @@ def _train_group(
     if options.resume:
         optimizer = training.make_optimizer(config, steps)
         state = runs.read_checkpoint(directories[0], training.initial_state(config, dataset, optimizer))
+        runs.check_dataset(directories[0], dataset, mean, std)
         if state is not None:
             states = [state]
             records = [[r for r in runs.read_metrics(directories[0]) if r["step"] <= int(state.step)]]
@@ -165,11 +171,14 @@ def _train_group(
         for member, directory in group:
             runs.create(directory, member)
             runs.write_dataset(directory, dataset, mean, std)
+    labels = [f"{directory.name}  " if named else "" for directory in directories]
     progress = Progress(
         directories,
+        labels,
         records,
         epochs=config.epochs,
         steps_per_epoch=steps,
+        batch_size=config.batch_size,
         checkpoint_every=options.checkpoint_every,
         tensorboard=options.tensorboard,
         start=int(states[0].step) if states else 0,
@@ -216,10 +225,14 @@ def _finish(
     return result
 
 
-def _summarise(results: dict[Path, float], out: Path) -> None:
-    values = 100 * np.array(list(results.values()))
-    spread = f" +- {values.std(ddof=1):.2f}" if len(values) > 1 else ""
-    print(f"\ntest accuracy {values.mean():.2f}{spread} % (mean and standard deviation of {len(values)})")
+def _summarise(results: dict[Path, float], out: Path, seeds: bool) -> None:
+    print()
+    if seeds and len(results) > 1:
+        values = 100 * np.array(list(results.values()))
+        print(
+            f"test accuracy {values.mean():.2f} +- {values.std(ddof=1):.2f} % "
+            f"(mean and standard deviation of {len(values)})"
+        )
     for path, value in results.items():
         print(f"  {path.name:<12} {100 * value:.2f} %")
     runs.write_json(out / "replicas.json", {path.name: value for path, value in results.items()})
@@ -233,7 +246,7 @@ def _interruptible() -> Iterator[Callable[[], bool]]:
     def handler(number: int, frame: Any) -> None:
         pressed.append(number)
         signal.signal(signal.SIGINT, before)
-        print("\nending after this step (Ctrl-C again: at once) ...", flush=True)
+        print("\nending after the steps under way (Ctrl-C again: at once) ...", flush=True)
 
     before = signal.signal(signal.SIGINT, handler)
     try:

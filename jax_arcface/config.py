@@ -128,7 +128,7 @@ class TrainConfig:
         for field, ok, rule in (
             ("image_size", self.image_size is None or self.image_size >= 1, "at least 1 pixel"),
             ("width", self.width > 0, "> 0"),
-            ("embedding_dim", self.embedding_dim >= 1, "at least 1"),
+            ("embedding_dim", self.embedding_dim >= 2, "at least 2 (in one dimension there are two directions)"),
             ("dropout", 0 <= self.dropout < 1, "at least 0 and below 1"),
             ("scale", self.scale > 0, "> 0"),
             ("subcenters", self.subcenters >= 1, "at least 1"),
@@ -176,6 +176,8 @@ class TrainConfig:
             raise UserError("--beyond-pi linear is not defined for --loss sphereface; use monotone or wrap")
         if which == "m3" and self.beyond_pi != "monotone":
             raise UserError(f"--beyond-pi has no effect on --loss {self.loss}, whose angle never exceeds pi")
+        if which == "m3" and self.gradient != "exact":
+            raise UserError(f"--gradient has no effect on --loss {self.loss}, whose two gradients are the same")
 
 
 def _flag(field: str) -> str:
@@ -220,8 +222,12 @@ def recipe(dataset: str, loss: str = "arcface") -> TrainConfig:
     return dataclasses.replace(defaults, loss=loss)
 
 
-def from_dict(values: dict[str, Any], source: str = "the configuration", dataset: str | None = None) -> TrainConfig:
-    """A configuration from the fields in `values`, the rest being the defaults of its data set, or else of `dataset`.
+def from_dict(
+    values: dict[str, Any], source: str = "the configuration", dataset: str | None = None, loss: str | None = None
+) -> TrainConfig:
+    """A configuration from the fields in `values`; the rest are the defaults of its data set and loss.
+
+    `dataset` and `loss` stand in for those where `values` has none.
 
     Raises:
       UserError: an unknown field, or a value of the wrong type or out of range; `source` is named.
@@ -238,7 +244,7 @@ def from_dict(values: dict[str, Any], source: str = "the configuration", dataset
         if not _fits(value, types[name]):
             raise UserError(f"{source} has {name} = {json.dumps(value)}; it must be of type {types[name]}")
     try:
-        defaults = recipe(values.get("dataset", dataset or "digits"), values.get("loss", "arcface"))
+        defaults = recipe(values.get("dataset", dataset or "digits"), values.get("loss", loss or "arcface"))
         return dataclasses.replace(defaults, **values)
     except UserError as error:
         raise UserError(f"{source}: {error}") from None
@@ -256,8 +262,8 @@ def _fits(value: Any, annotation: str) -> bool:
     return isinstance(value, accepted) and (not isinstance(value, bool) or bool in accepted)
 
 
-def read(path: Path, dataset: str | None = None) -> TrainConfig:
-    """A configuration from a JSON file, such as an old run's `config.json`; `dataset` where it names none.
+def read(path: Path, dataset: str | None = None, loss: str | None = None) -> TrainConfig:
+    """A configuration from a JSON file, such as an old run's `config.json`; `dataset` and `loss` where it names none.
 
     Raises:
       UserError: no such file, no JSON object, or what `from_dict` raises.
@@ -267,9 +273,9 @@ def read(path: Path, dataset: str | None = None) -> TrainConfig:
     try:
         values = json.loads(path.read_text())
     except OSError as error:
-        raise UserError(f"--config {path} cannot be read: {error.strerror}") from None
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
     except ValueError as error:
-        raise UserError(f"--config {path} is not JSON: {error}") from None
+        raise UserError(f"{path} is not JSON: {error}") from None
     if not isinstance(values, dict):
-        raise UserError(f"--config {path} must hold a JSON object of configuration fields")
-    return from_dict(values, str(path), dataset)
+        raise UserError(f"{path} must hold a JSON object of configuration fields")
+    return from_dict(values, str(path), dataset, loss)

@@ -89,7 +89,7 @@ def test_margin_value(loss, margin, formula):
     [
         ("image_size", [None, 1], [0, -8]),
         ("width", [1e-3], [0.0, -1.0, math.inf, math.nan]),
-        ("embedding_dim", [1], [0]),
+        ("embedding_dim", [2], [1]),
         ("dropout", [0.0, 0.999], [-0.001, 1.0, math.nan]),
         ("margin", [0.0, 3.141], [-0.001, math.pi, math.inf, math.nan]),
         ("margin_warmup_epochs", [0.0, 0.5], [-0.001, math.nan]),

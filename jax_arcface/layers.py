@@ -128,7 +128,7 @@ def max_pool(x: Array) -> Array:
 
 
 def _first_max(first: Array, second: Array) -> Array:
-    return jnp.where(first >= second, first, second)
+    return jnp.where((first >= second) | jnp.isnan(first), first, second)
 
 
 def global_max_pool(x: Array) -> Array:

@@ -84,6 +84,13 @@ def test_a_pooling_ties_gradient_goes_to_the_first():
     np.testing.assert_array_equal(gradient[0, :, :, 0], [[0, 0, 0, 1], [0, 0, 0, 0]])
 
 
+def test_pooling_does_not_lose_nan():
+    for place in range(4):
+        x = jnp.zeros(4).at[place].set(jnp.nan).reshape(1, 2, 2, 1)
+        assert jnp.isnan(max_pool(x)).all()
+        assert jnp.isnan(global_max_pool(x)).all()
+
+
 def test_embedding_flattens_channel_row_column():
     layer = Embedding((2, 3, 2), 12, rngs=nnx.Rngs(0))
     layer.fc.kernel[...] = jnp.eye(12)

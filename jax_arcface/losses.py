@@ -22,7 +22,7 @@ def normalize(vectors: ArrayLike) -> Array:
       vectors: [..., D], any float dtype. Neither large nor small entries overflow or underflow.
 
     Returns:
-      [..., D] in float32 (float64 for float64). A zero vector (largest entry below 2^-100) stays zero and takes no
+      [..., D] in float32 (float64 for float64). A zero vector (largest magnitude below 2^-100) stays zero and takes no
       gradient. Gradients that do not fit the dtype of `vectors` saturate at its largest number.
 
     >>> normalize(jnp.array([[3.0, 4.0], [0.0, 0.0]]))
@@ -31,12 +31,12 @@ def normalize(vectors: ArrayLike) -> Array:
     """
     x = _widen(jnp.asarray(vectors))
     largest = jax.lax.stop_gradient(jnp.max(jnp.abs(x), axis=-1, keepdims=True))
-    nonzero = largest >= _SMALLEST
+    is_zero = largest < _SMALLEST  # false for NaN, which goes on
     # now at most 4, so that squares stay in range; one over a divisor above 1 / tiny would be flushed to zero
     tiny = float(jnp.finfo(jnp.result_type(x, jnp.float32)).tiny)
-    x = jnp.where(nonzero, x / jnp.clip(largest, _SMALLEST, 1 / tiny), 0)
+    x = jnp.where(is_zero, 0, x / jnp.clip(largest, _SMALLEST, 1 / tiny))
     squares = jnp.sum(x * x, axis=-1, keepdims=True)
-    return x / jnp.sqrt(jnp.where(nonzero, squares, 1))
+    return x / jnp.sqrt(jnp.where(is_zero, 1, squares))
 
 
 def cosines(embeddings: ArrayLike, prototypes: ArrayLike) -> Array:
@@ -56,12 +56,21 @@ def cosines(embeddings: ArrayLike, prototypes: ArrayLike) -> Array:
     >>> cosines(jnp.array([[2.0, 0.0]]), jnp.array([[1.0, 0.0], [0.0, 3.0], [-1.0, 0.0]]))
     Array([[ 1.,  0., -1.]], dtype=float32)
     """
+    return _cosines(*_checked_vectors(embeddings, prototypes))
+
+
+def _checked_vectors(embeddings: ArrayLike, prototypes: ArrayLike) -> tuple[Array, Array]:
     embeddings, prototypes = jnp.asarray(embeddings), jnp.asarray(prototypes)
     if embeddings.ndim != 2 or prototypes.ndim not in (2, 3) or embeddings.shape[-1] != prototypes.shape[-1]:
         raise ValueError(
             f"embeddings {embeddings.shape} and prototypes {prototypes.shape} do not fit: "
             "they must be [B, D] and [C, D] or [C, K, D]"
         )
+    return embeddings, prototypes
+
+
+@jax.jit
+def _cosines(embeddings: Array, prototypes: Array) -> Array:
     x, w = normalize(embeddings), normalize(prototypes.reshape(-1, prototypes.shape[-1]))
     # full precision also where accelerators would round float32 inputs: an angle near 0 has no digits to lose
     cosine = jnp.matmul(x, w.T, precision=jax.lax.Precision.HIGHEST)
@@ -98,10 +107,16 @@ def margin_logits(
     >>> print(margin_logits(x, w, jnp.array([0]), Margin.arcface(0.5), scale=10.0).round(3))  # 10 cos(pi/4 + 0.5), 0
     [[2.815 0.   ]]
     """
-    cosine = cosines(embeddings, prototypes)
-    labels = _checked_labels(labels, *cosine.shape)
+    embeddings, prototypes = _checked_vectors(embeddings, prototypes)
+    labels = _checked_labels(labels, len(embeddings), len(prototypes))
     if isinstance(scale, (int, float, np.number)) and not scale > 0:
         raise ValueError(f"scale is {scale}; it must be > 0")
+    return _margin_logits(embeddings, prototypes, labels, margin, scale)
+
+
+@jax.jit
+def _margin_logits(embeddings: Array, prototypes: Array, labels: Array, margin: Margin, scale: Array) -> Array:
+    cosine = _cosines(embeddings, prototypes)
     return jax.vmap(_example_cosines, in_axes=(0, 0, None))(cosine, labels, margin) * scale
 
 

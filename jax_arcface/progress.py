@@ -20,9 +20,11 @@ class Progress(Reporter):
 
     Args:
       directories: one run directory for each replica.
+      labels: what their lines begin with.
       records: the epochs that each has behind it.
       epochs: of the whole training.
       steps_per_epoch: of one replica.
+      batch_size: images in a step of one replica.
       checkpoint_every: epochs between two checkpoints; 0 writes none.
       tensorboard: also writes TensorBoard events into the run directories (needs tensorboardX).
       start: steps done before.
@@ -31,15 +33,18 @@ class Progress(Reporter):
     def __init__(
         self,
         directories: Sequence[Path],
+        labels: Sequence[str],
         records: Sequence[list[dict[str, Any]]],
         *,
         epochs: int,
         steps_per_epoch: int,
+        batch_size: int,
         checkpoint_every: int,
         tensorboard: bool,
         start: int = 0,
     ):
-        self.directories, self.records = directories, records
+        self.directories, self.labels, self.records = directories, labels, records
+        self.images_per_step = batch_size * len(directories)
         self.epochs, self.steps_per_epoch, self.checkpoint_every = epochs, steps_per_epoch, checkpoint_every
         self.writers = [event_writer()(str(directory)) for directory in directories] if tensorboard else []
         self.began, self.start = time.perf_counter(), start
@@ -49,17 +54,25 @@ class Progress(Reporter):
             disable=not sys.stderr.isatty(),
             unit="step",
             dynamic_ncols=True,
-            bar_format="{desc} {percentage:3.0f}%|{bar}|{postfix} {remaining} left",
+            bar_format="{desc} {percentage:3.0f}%|{bar}| {remaining} left",
         )
-        self.speed = "compiling"
+        self.first_step: tuple[float, int] | None = None  # when the first step was done, and which it was
 
     def on_step(self, replica: int, epoch: int, step: int, metrics: Metrics) -> None:
         """Moves the bar; with several replicas it shows the first."""
         if replica == 0:
-            self.bar.set_description_str(f"epoch {epoch + 1}/{self.epochs}", refresh=False)
-            text = f"loss {metrics.loss:.4f}  accuracy {100 * metrics.accuracy:.1f} %  {self.speed} "
-            self.bar.set_postfix_str(text, refresh=False)
-            self.bar.update(epoch * self.steps_per_epoch + step - self.bar.n)
+            now, done = time.perf_counter(), epoch * self.steps_per_epoch + step
+            if self.first_step is None:
+                self.first_step, speed = (now, done), "compiled"
+            else:
+                began, before = self.first_step
+                speed = f"{(done - before) * self.images_per_step / (now - began):,.0f} images/s"
+            self.bar.set_description_str(
+                f"{self.labels[0]}epoch {epoch + 1}/{self.epochs}  loss {metrics.loss:.4f}  "
+                f"accuracy {100 * metrics.accuracy:.1f} %  {speed}",
+                refresh=False,
+            )
+            self.bar.update(done - self.bar.n)
 
     def on_epoch(self, replica: int, record: Record, state: TrainState) -> None:
         """Writes what the epoch gave, and prints its line."""
@@ -73,14 +86,13 @@ class Progress(Reporter):
                 if name not in ("epoch", "step"):
                     self.writers[replica].add_scalar(name, value, record.step)
             self.writers[replica].flush()
-        self.speed = f"{record.images_per_second:,.0f} images/s"
         done = record.step - self.start
         left = (time.perf_counter() - self.began) / done * (self.epochs * self.steps_per_epoch - record.step)
-        name = f"{directory.name}  " if len(self.directories) > 1 else ""
         self.bar.write(
-            f"{name}epoch {record.epoch:>{len(str(self.epochs))}}/{self.epochs}  loss {record.train_loss:.4f}  "
-            f"train {100 * record.train_accuracy:.2f} %  test {100 * record.test_accuracy:.2f} %  "
-            f"{self.speed}  {tqdm.format_interval(left)} left",
+            f"{self.labels[replica]}epoch {record.epoch:>{len(str(self.epochs))}}/{self.epochs}  "
+            f"loss {record.train_loss:.4f}  train {100 * record.train_accuracy:.2f} %  "
+            f"test {100 * record.test_accuracy:.2f} %  "
+            f"{record.images_per_second:,.0f} images/s  {tqdm.format_interval(left)} left",
             file=sys.stdout,
         )
         sys.stdout.flush()

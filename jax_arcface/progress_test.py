@@ -18,7 +18,7 @@ def record(epoch, step):
 
 
 def state(step):
-    return TrainState(jnp.int32(step), {"w": jnp.ones(2)}, {}, ())
+    return TrainState(jnp.int32(step), {"w": jnp.ones(2)}, {}, (), Metrics(jnp.zeros(()), jnp.zeros(())))
 
 
 @pytest.fixture
@@ -28,8 +28,10 @@ def run(tmp_path):
 
 
 def make(*directories, **options):
-    defaults = {"epochs": 12, "steps_per_epoch": 10, "checkpoint_every": 0, "tensorboard": False}
-    return Progress(directories, [[] for _ in directories], **(defaults | options))
+    defaults = {"epochs": 12, "steps_per_epoch": 10, "batch_size": 8, "checkpoint_every": 0, "tensorboard": False}
+    labels = [f"{directory.name}  " if len(directories) > 1 else "" for directory in directories]
+    records = options.pop("records", [[] for _ in directories])
+    return Progress(directories, labels, records, **(defaults | options))
 
 
 def checkpoints(run):
@@ -69,21 +71,24 @@ def test_terminal_gets_a_bar(run, monkeypatch):
 
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
+    now = [1000.0]
+    monkeypatch.setattr(progresses.time, "perf_counter", lambda: now[0])
     progress = make(run)
-    progress.on_epoch(0, record(1, 10), state(10))
     progress.bar.mininterval = 0
+    progress.on_step(0, 1, 1, Metrics(jnp.float32(0.5), jnp.float32(0.75)))
+    now[0] += 0.002
     progress.on_step(0, 1, 2, Metrics(jnp.float32(0.25), jnp.float32(0.875)))
     assert progress.bar.n == 12
     progress.bar.refresh()
     shown = terminal.getvalue().rsplit("\r", 1)[-1]
-    for part in ("epoch 2/12", " 10%", "loss 0.2500", "accuracy 87.5 %", "12,346 images/s", "left"):
+    for part in ("epoch 2/12", " 10%", "loss 0.2500", "accuracy 87.5 %", "4,000 images/s", "left"):
         assert part in shown
     progress.close()
 
 
 def test_each_epoch_is_written_at_once_behind_the_old_ones(run):
     old = {"epoch": 1, "step": 10}
-    progress = Progress([run], [[old]], epochs=3, steps_per_epoch=10, checkpoint_every=0, tensorboard=False, start=10)
+    progress = make(run, records=[[old]], epochs=3, start=10)
     for epoch in (2, 3):
         progress.on_epoch(0, record(epoch, 10 * epoch), state(10 * epoch))
         lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]

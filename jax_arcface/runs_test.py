@@ -12,13 +12,17 @@ from jax_arcface import runs
 from jax_arcface.config import TrainConfig
 from jax_arcface.data import Dataset, Split
 from jax_arcface.errors import UserError
-from jax_arcface.training import TrainState
+from jax_arcface.training import Metrics, TrainState
 
 
 def state(step, shape=(2, 3)):
     values = np.arange(np.prod(shape), dtype=np.float32).reshape(shape) + step
     return TrainState(
-        jnp.int32(step), {"w": jnp.asarray(values)}, {"mean": jnp.float32(0.5)}, (jnp.asarray(-values.T),)
+        jnp.int32(step),
+        {"w": jnp.asarray(values)},
+        {"mean": jnp.float32(0.5)},
+        (jnp.asarray(-values.T),),
+        Metrics(jnp.float32(2), jnp.float32(3)),
     )
 
 

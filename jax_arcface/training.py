@@ -68,17 +68,25 @@ class Classifier(nnx.Module):
         )
 
 
+class Metrics(NamedTuple):
+    """Of each step: the loss, and the share of the batch whose nearest prototype was its own (without margin)."""
+
+    loss: Array
+    accuracy: Array
+
+
 @functools.partial(
-    jax.tree_util.register_dataclass, data_fields=["step", "params", "stats", "optimizer"], meta_fields=[]
+    jax.tree_util.register_dataclass, data_fields=["step", "params", "stats", "optimizer", "totals"], meta_fields=[]
 )
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-    """What a step changes: the number of steps taken, parameters, running statistics, and the optimiser's memory."""
+    """What a step changes: the steps taken, the weights, the optimiser's memory, the sums of the epoch's metrics."""
 
     step: Array
     params: nnx.State
     stats: nnx.State
     optimizer: optax.OptState
+    totals: Metrics
 
 
 class DeviceData(NamedTuple):
@@ -126,7 +134,8 @@ def initial_state(config: TrainConfig, dataset: Dataset, optimizer: optax.Gradie
     _, abstract = abstract_model(config, dataset.image_shape, dataset.num_classes)
     state = weights.from_neutral(abstract, initial_weights(config, dataset))
     params, stats = nnx.split_state(state, nnx.Param, ...)
-    return TrainState(jnp.zeros((), jnp.int32), params, stats, optimizer.init(params))
+    totals = Metrics(jnp.zeros(()), jnp.zeros(()))
+    return TrainState(jnp.zeros((), jnp.int32), params, stats, optimizer.init(params), totals)
 
 
 # ---- optimiser
@@ -166,13 +175,6 @@ def _decayed(params: nnx.State) -> Any:
 
 
 # ---- step and epoch
-
-
-class Metrics(NamedTuple):
-    """Of each step: the loss, and the share of the batch whose nearest prototype was its own (without margin)."""
-
-    loss: Array
-    accuracy: Array
 
 
 Step = Callable[[TrainState, DeviceData, Batch, Margin], tuple[TrainState, Metrics]]
@@ -219,7 +221,10 @@ def make_step(
         )
         updates, memory = optimizer.update(gradients, state.optimizer, state.params)
         params = optax.apply_updates(state.params, updates)
-        return TrainState(state.step + 1, params, stats, memory), Metrics(loss, correct)
+        metrics = Metrics(loss, correct)
+        first = state.step % steps_per_epoch == 0
+        totals = jax.tree.map(lambda total, new: jnp.where(first, 0, total) + new, state.totals, metrics)
+        return TrainState(state.step + 1, params, stats, memory, totals), metrics
 
     return step
 
@@ -304,7 +309,12 @@ class Diverged(Exception):
 
 
 class Record(NamedTuple):
-    """One line of `metrics.jsonl`."""
+    """One line of `metrics.jsonl`.
+
+    Epochs count from 1. The learning rate is that of the epoch's last step. `seconds` are those of drawing and
+    training, compilation included and evaluation not; replicas trained as one program share them, and
+    `images_per_second` counts the images of all.
+    """
 
     epoch: int
     step: int
@@ -338,7 +348,7 @@ def fit(
     Args:
       configs: they may differ in seed and margin only.
       dataset: see `jax_arcface.data.load`.
-      states: where to go on from, the same number of steps done in each; None starts anew.
+      states: where to go on from, the same number of steps done in each; None starts anew. They are used up.
       reporter: is told of steps and epochs.
       stop: asked after each step (or scan of steps); true ends the training early.
 
@@ -367,18 +377,16 @@ def fit(
     state, margin = stack(states), stack([c.margin_value for c in configs])
     while (done := int(np.ravel(state.step)[0])) < config.epochs * steps:
         epoch, first = divmod(done, steps)
+        start = time.perf_counter()
         batches = [host_batches(c, dataset, epoch, features) for c in configs]
         batches = stack([{name: array[first:] for name, array in b.items()} for b in batches], axis=1)
-        losses, accuracies = [], []
-        start = time.perf_counter()
         for reached, metrics in run_epoch(state, train, batches, margin):
             state = reached
-            losses.append(np.asarray(metrics.loss).reshape(-1, len(configs)))
-            accuracies.append(np.asarray(metrics.accuracy).reshape(-1, len(configs)))
-            done += len(losses[-1])
-            _check_finite(losses[-1], done, config)
+            losses, accuracies = (np.asarray(metric).reshape(-1, len(configs)) for metric in metrics)
+            done += len(losses)
+            _check_finite(losses, done, configs)
             for replica in range(len(configs)):
-                last = Metrics(losses[-1][-1, replica], accuracies[-1][-1, replica])
+                last = Metrics(losses[-1, replica], accuracies[-1, replica])
                 reporter.on_step(replica, epoch, done - epoch * steps, last)
             if stop():
                 break
@@ -391,8 +399,8 @@ def fit(
             record = Record(
                 epoch=epoch + 1,
                 step=done,
-                train_loss=float(np.mean(np.concatenate(losses)[:, replica])),
-                train_accuracy=float(np.mean(np.concatenate(accuracies)[:, replica])),
+                train_loss=float(one.totals.loss) / steps,
+                train_accuracy=float(one.totals.accuracy) / steps,
                 test_accuracy=accuracy(embeddings, one.params["head"]["prototypes"][...], test.labels),
                 learning_rate=float(schedule(done - 1)),
                 images_per_second=images / seconds,
@@ -418,12 +426,14 @@ def _unstack(tree: Any, replicas: int) -> list[Any]:
     return [tree] if replicas == 1 else [jax.tree.map(operator.itemgetter(i), tree) for i in range(replicas)]
 
 
-def _check_finite(losses: np.ndarray, done: int, config: TrainConfig) -> None:
-    bad = np.flatnonzero(~np.isfinite(losses).all(axis=1))
+def _check_finite(losses: np.ndarray, done: int, configs: Sequence[TrainConfig]) -> None:
+    bad = np.argwhere(~np.isfinite(losses))
     if bad.size:
-        step = done - len(losses) + int(bad[0])
-        loss = losses[bad[0]][~np.isfinite(losses[bad[0]])][0]
+        row, replica = bad[0]
+        config = configs[replica]
+        which = f" with seed {config.seed} and margin {config.margin}" if len(configs) > 1 else ""
         raise Diverged(
-            f"the loss of step {step} is {loss}; try a smaller --learning-rate (now {config.learning_rate:g}), "
-            f"more --warmup-epochs (now {config.warmup_epochs:g}) or --clip-norm 1"
+            f"the loss of step {done - len(losses) + row + 1}{which} is {losses[row, replica]}; try a smaller "
+            f"--learning-rate (now {config.learning_rate:g}), more --warmup-epochs (now {config.warmup_epochs:g}) or "
+            "--clip-norm 1"
         )

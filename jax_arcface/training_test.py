@@ -162,8 +162,10 @@ def test_a_stopped_training_goes_on_where_it_was(dataset, trained):
     states = fit([CONFIG], dataset, reporter=recorder, stop=recorder.stop)
     assert int(states[0].step) == 4
     assert len(recorder.records) == 1
-    (state,) = fit([CONFIG], dataset, states)
+    (state,) = fit([CONFIG], dataset, states, reporter=recorder)
     np.testing.assert_array_equal(flat(state), flat(trained[0]))
+    for (_, resumed), (_, whole) in zip(recorder.records, trained[1].records, strict=True):
+        assert resumed._replace(seconds=0, images_per_second=0) == whole._replace(seconds=0, images_per_second=0)
 
 
 def test_replicas_as_one_program_are_as_good_as_one_by_one(dataset, trained):
@@ -225,6 +227,14 @@ def test_a_loss_that_is_not_finite_stops_the_training(dataset):
     config = dataclasses.replace(CONFIG, learning_rate=1e30, warmup_epochs=0, clip_norm=0.0, optimizer="sgd")
     with pytest.raises(training.Diverged, match=r"loss of step \d is (nan|inf); try a smaller --learning-rate"):
         fit([config], dataset)
+
+
+def test_a_network_that_gives_nan_is_not_taken_for_one_that_gives_zero(dataset):
+    (state,) = fit([dataclasses.replace(CONFIG, epochs=0)], dataset)
+    kernel = state.params["backbone"]["stages"][0]["conv1"]["kernel"]
+    kernel[...] = kernel[...].at[0].set(jnp.nan)
+    with pytest.raises(training.Diverged, match="loss of step 1 is nan"):
+        fit([CONFIG], dataset, [state])
 
 
 def test_a_batch_larger_than_the_data_is_refused(dataset):

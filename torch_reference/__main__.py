@@ -153,7 +153,7 @@ def _train_defaults(words: Sequence[str]) -> TrainConfig:
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     parser.add_argument("--config", type=Path)
     parser.add_argument("--dataset")
-    parser.add_argument("--loss", default="arcface")
+    parser.add_argument("--loss")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--resume", action="store_true")
     try:
@@ -165,8 +165,8 @@ def _train_defaults(words: Sequence[str]) -> TrainConfig:
             raise UserError("--config has no effect with --resume, which takes the run's own configuration")
         return runs.read_config(given.out)
     if given.config is not None:
-        return configs.read(given.config, given.dataset)
-    return configs.recipe(given.dataset or "digits", given.loss)
+        return configs.read(given.config, given.dataset, given.loss)
+    return configs.recipe(given.dataset or "digits", given.loss or "arcface")
 
 
 def _check_resumed(given: TrainConfig, run: TrainConfig) -> None:

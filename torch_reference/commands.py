@@ -117,6 +117,7 @@ def train(options: TrainOptions) -> None:
     if not options.resume:
         for directory in members:
             runs.check_free(directory)
+        runs.check_free(out)
     if options.tensorboard:
         event_writer()
     dataset = data.load(config.dataset, config.data_dir, image_size=config.image_size)
@@ -135,7 +136,7 @@ def train(options: TrainOptions) -> None:
                 name = f"{directory.name}  " if len(members) > 1 else ""
                 results[directory] = _train_one(member, directory, dataset, options, machine, stop, name)
     if len(members) > 1:
-        _summarise(results, out)
+        _summarise(results, out, seeds=not options.margins)
 
 
 def _new_folder(config: TrainConfig) -> Path:
@@ -241,10 +242,14 @@ def _finish(run: Path, state: training.TrainState, dataset: data.Dataset, machin
     return result
 
 
-def _summarise(results: Mapping[Path, float], out: Path) -> None:
-    values = 100 * np.array(list(results.values()))
-    spread = f" +- {values.std(ddof=1):.2f}" if len(values) > 1 else ""
-    print(f"\ntest accuracy {values.mean():.2f}{spread} % (mean and standard deviation of {len(values)})")
+def _summarise(results: Mapping[Path, float], out: Path, seeds: bool) -> None:
+    print()
+    if seeds and len(results) > 1:
+        values = 100 * np.array(list(results.values()))
+        print(
+            f"test accuracy {values.mean():.2f} +- {values.std(ddof=1):.2f} % "
+            f"(mean and standard deviation of {len(values)})"
+        )
     for path, value in results.items():
         print(f"  {path.name:<12} {100 * value:.2f} %")
     runs.write_json(out / "replicas.json", {path.name: value for path, value in results.items()})

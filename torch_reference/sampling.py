@@ -96,7 +96,7 @@ def draw_augmentation(
     if augmentation.rotate > 0 or augmentation.zoom > 0:
         u = generator(seed, "affine", epoch).random((examples, 2))
         angle = (2 * u[:, 0] - 1) * augmentation.rotate
-        zoom = np.exp((2 * u[:, 1] - 1) * math.log(1 + augmentation.zoom))
+        zoom = np.exp((2 * u[:, 1] - 1) * math.log1p(augmentation.zoom))
         cos, sin = np.cos(angle) / zoom, np.sin(angle) / zoom
         drawn["matrix"] = np.stack([cos, sin, -sin, cos], axis=1).reshape(-1, 2, 2).astype(np.float32)
     if augmentation.shift > 0:

@@ -97,7 +97,7 @@ def test_affine_is_scipys_bilinear_interpolation(rotate, zoom):
     u = draws("arcface/affine/1/5").random((N, 2))
     expected = []
     for (u0, u1), image in zip(u, IMAGES, strict=True):
-        t, g = (2 * u0 - 1) * rotate, math.exp((2 * u1 - 1) * math.log(1 + zoom))
+        t, g = (2 * u0 - 1) * rotate, math.exp((2 * u1 - 1) * math.log1p(zoom))
         r, c = np.mgrid[:H, :W] - np.array([(H - 1) / 2, (W - 1) / 2]).reshape(2, 1, 1)
         rows = (H - 1) / 2 + (math.cos(t) * r + math.sin(t) * c) / g
         columns = (W - 1) / 2 + (-math.sin(t) * r + math.cos(t) * c) / g
