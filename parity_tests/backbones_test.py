@@ -1,0 +1,14 @@
+import pytest
+
+from jax_arcface import backbones as jax_backbones
+from parity_tests.cases.backbones import CASES, SHAPES
+from torch_reference import backbones as torch_backbones
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_parity(case):
+    case.check()
+
+
+def test_every_backbone_has_a_case():
+    assert set(SHAPES) == set(jax_backbones.BACKBONES) == set(torch_backbones.NAMES)

@@ -1,0 +1,104 @@
+"""What is compared: the one list of cases that the tests check and the table shows."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import importlib
+from collections.abc import Callable, Iterable
+from typing import Any, Literal
+
+from parity_tests.compare import Difference
+
+Unit = Literal["relative", "ulp", "exact"]
+
+
+class Unavailable(Exception):
+    """What a case needs is not here; the message says what."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Case:
+    """One row of the table, and one test.
+
+    Args:
+      what: what is compared.
+      pair: the pair of twins, `margins` for margins_test.py.
+      dtype: the arithmetic.
+      bound: the largest error allowed, in `unit`.
+      unit: `relative` (to the largest element), `ulp` (of the largest element), or `exact`, where nothing may differ.
+      measure: gives the differences; raises `Unavailable` where it cannot.
+      covers: public names that are compared.
+    """
+
+    what: str
+    pair: str
+    dtype: str
+    bound: float
+    measure: Callable[[], Iterable[Difference]]
+    unit: Unit = "relative"
+    covers: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return f"{self.what}, {self.dtype}"
+
+    @functools.cached_property
+    def result(self) -> Result:
+        """What was measured; each case is measured once in a process."""
+        differences = list(self.measure())
+        if not differences:
+            raise AssertionError(f"{self} compared nothing")
+        key = "absolute" if self.unit == "exact" else self.unit
+        worst = max(differences, key=lambda d: getattr(d, key))
+        return Result(
+            self.what,
+            self.dtype,
+            # the largest of each, which need not be in the same array
+            max(d.absolute for d in differences),
+            max(d.relative for d in differences),
+            max(d.ulp for d in differences),
+            self.bound,
+            self.unit,
+            bool(getattr(worst, key) <= self.bound),
+            str(worst),
+        )
+
+    def check(self) -> None:
+        """Raises AssertionError, naming the place, where the bound is missed."""
+        assert self.result.passed, (
+            f"{self}: absolute {self.result.absolute:.3g}, relative {self.result.relative:.3g}, "
+            f"ulp {self.result.ulp:.3g}; bound {self.bound:g} {self.unit}; farthest: {self.result.farthest}"
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """What a case measured: the largest errors, and where the largest of them was."""
+
+    what: str
+    dtype: str
+    absolute: float
+    relative: float
+    ulp: float
+    bound: float
+    unit: Unit
+    passed: bool
+    farthest: str
+
+
+def renamed(prefix: str, differences: Iterable[Difference]) -> list[Difference]:
+    """The same differences with a prefix to their names."""
+    return [dataclasses.replace(d, name=f"{prefix} {d.name}") for d in differences]
+
+
+def bound_of(dtype: Any) -> dict[str, Any]:
+    """The bound of margins and losses: 1e-12 in float64, and in float32 64 ulp of the largest element."""
+    return {"bound": 1e-12} if dtype == "float64" else {"bound": 64.0, "unit": "ulp"}
+
+
+PAIRS = ("margins", "losses", "heads", "backbones", "sampling", "weights", "data", "training", "evaluation")
+
+
+def all_cases() -> list[Case]:
+    """Every case, in the order of the table."""
+    return [case for pair in PAIRS for case in importlib.import_module(f"{__name__}.{pair}").CASES]

@@ -1,0 +1,157 @@
+"""Every backbone: embeddings in training and evaluation, gradients of all parameters, updated running statistics."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+from flax import nnx
+
+from jax_arcface import backbones as jax_backbones
+from jax_arcface import weights as jax_weights
+from parity_tests.cases import Case, renamed
+from parity_tests.compare import Difference, difference, differences
+from torch_reference import backbones as torch_backbones
+from torch_reference import weights as torch_weights
+
+# Not square and of odd sides where that is allowed, so that a swapped axis or a shifted stride shows.
+SHAPES: dict[str, tuple[tuple[int, int, int], float]] = {
+    "lenet": ((17, 24, 2), 0.125),
+    "resnet20": ((9, 6, 3), 0.25),
+    "resnet18": ((9, 10, 3), 1 / 16),
+    "airnet": ((9, 13, 3), 1 / 16),
+}
+BATCH, DIM, DROPOUT = 6, 5, 0.3
+
+# Their gradient is zero in exact arithmetic: a constant that is added before the last linear layer is taken out again
+# by the batch norm behind it. Dropout, which comes in between, gives it a gradient.
+VANISHING = ("embedding.bn1.bias",)
+
+
+def shared_weights(name: str) -> dict[str, np.ndarray]:
+    """Weights for a backbone under neutral names, float64, none of them at its initial value."""
+    shape, width = SHAPES[name]
+    model = torch_backbones.make_backbone(name, shape, DIM, width, DROPOUT)
+    rng = np.random.default_rng(5)
+    values = {}
+    for key, array in torch_weights.to_arrays(model).items():
+        if array.ndim >= 2:
+            values[key] = rng.normal(size=array.shape) / np.sqrt(array[0].size)
+        else:
+            # variances, scales and slopes about 1; biases and means about 0
+            centre = 0.0 if key.endswith(("bias", "running_mean")) else 1.0
+            values[key] = centre + 0.3 * rng.uniform(-1, 1, array.shape)
+    return values
+
+
+def _inputs(name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    shape, _ = SHAPES[name]
+    rng = np.random.default_rng(7)
+    model = torch_backbones.make_backbone(name, shape, DIM, SHAPES[name][1], DROPOUT)
+    keep = rng.random((BATCH, model.embedding.fc.in_features)) >= DROPOUT
+    return rng.normal(size=(BATCH, *shape)), keep, rng.normal(size=(BATCH, DIM))
+
+
+def jax_backbone(name: str, dtype: str, dropout: float) -> dict[str, dict[str, Any]]:
+    """What `jax_arcface` makes of the shared weights: embeddings, gradients, statistics."""
+    shape, width = SHAPES[name]
+    images, keep, weight = _inputs(name)
+    with jax.enable_x64(dtype == "float64"):
+        model = nnx.eval_shape(lambda: jax_backbones.BACKBONES[name](shape, DIM, width, dropout, rngs=nnx.Rngs(0)))
+        graphdef, abstract = nnx.split(model)
+        values = {key: value.astype(dtype) for key, value in shared_weights(name).items()}
+        params, stats = nnx.split_state(jax_weights.from_neutral(abstract, values), nnx.Param, ...)
+
+        def total(params, stats, images):
+            model = nnx.merge(graphdef, params, stats, copy=True)
+            embeddings = model(images, train=True, dropout_mask=jnp.asarray(keep))
+            return jnp.sum(embeddings * weight.astype(dtype)), (embeddings, nnx.state(model, nnx.Not(nnx.Param)))
+
+        @jax.jit
+        def both(params, stats, images):
+            evaluated = nnx.merge(graphdef, params, stats)(images)
+            gradients, (embeddings, after) = jax.grad(total, has_aux=True)(params, stats, images)
+            return evaluated, embeddings, gradients, after
+
+        evaluated, embeddings, gradients, after = both(params, stats, images.astype(dtype))
+        return {
+            "embeddings": {"evaluation": np.asarray(evaluated), "training": np.asarray(embeddings)},
+            "gradients": jax_weights.to_neutral(gradients),
+            "statistics": jax_weights.to_neutral(after),
+        }
+
+
+def torch_backbone(name: str, dtype: str, dropout: float) -> dict[str, dict[str, Any]]:
+    """What `torch_reference` makes of the same."""
+    shape, width = SHAPES[name]
+    images, keep, weight = _inputs(name)
+    model = torch_backbones.make_backbone(name, shape, DIM, width, dropout)
+    model = model.to(getattr(torch, dtype))
+    torch_weights.load_arrays(model, {key: value.astype(dtype) for key, value in shared_weights(name).items()})
+    x = torch.tensor(images.astype(dtype)).permute(0, 3, 1, 2)
+    with torch.no_grad():
+        evaluated = model.eval()(x)
+    embeddings = model.train()(x, torch.tensor(keep))
+    (embeddings * torch.tensor(weight.astype(dtype))).sum().backward()
+    gradients = {key: p.grad.numpy() for key, p in model.named_parameters() if p.grad is not None}
+    trained = {key for key, p in model.named_parameters() if p.requires_grad}
+    return {
+        "embeddings": {"evaluation": evaluated.numpy(), "training": embeddings.detach().numpy()},
+        "gradients": gradients,
+        "statistics": {k: v for k, v in torch_weights.to_arrays(model).items() if k not in trained},
+    }
+
+
+@functools.cache
+def _sides(name: str, dtype: str, dropout: float) -> tuple[dict[str, Any], dict[str, Any]]:
+    return jax_backbone(name, dtype, dropout), torch_backbone(name, dtype, dropout)
+
+
+def _compared(name: str, dtype: str, part: str, dropout: float) -> Iterator[Difference]:
+    here, there = _sides(name, dtype, dropout)
+    vanishing = () if dropout > 0 else VANISHING
+    yield from renamed(f"{part} of {name}:", differences(here[part], there[part], vanishing=vanishing))
+
+
+def _whitening() -> Iterator[Difference]:
+    images = np.random.default_rng(0).uniform(-2, 2, (1200, 7, 6, 3)) ** 3
+    images[:, 1:] += images[:, :-1]
+    here, there = (
+        jax_backbones.whitening_filters(images),
+        torch_backbones.whitening_filters(images.transpose(0, 3, 1, 2)),
+    )
+    yield difference("filters", here, there)
+
+
+CASES = [
+    *(
+        Case(
+            f"{name}: {what}",
+            "backbones",
+            "float64",
+            1e-10,
+            functools.partial(_compared, name, "float64", part, DROPOUT),
+            covers=(name,),
+        )
+        for name in SHAPES
+        for part, what in (
+            ("embeddings", "embeddings, training and evaluation"),
+            ("gradients", "gradients of all parameters"),
+            ("statistics", "updated running statistics"),
+        )
+    ),
+    Case(
+        "lenet: embeddings",
+        "backbones",
+        "float32",
+        64.0,
+        functools.partial(_compared, "lenet", "float32", "embeddings", DROPOUT),
+        unit="ulp",
+    ),
+    Case("airnet: whitening filters of 2x2 patches", "backbones", "float32", 64.0, _whitening, unit="ulp"),
+]

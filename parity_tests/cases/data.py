@@ -1,0 +1,87 @@
+"""The data sets as each program loads them, bit by bit."""
+
+from __future__ import annotations
+
+import functools
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from jax_arcface import data as jax_data
+from parity_tests.cases import Case
+from parity_tests.compare import Difference, difference
+from parity_tests.lockstep import both_datasets
+from torch_reference import data as torch_data
+
+
+def _compared(here: jax_data.Dataset, there: torch_data.Dataset) -> Iterator[Difference]:
+    for split in ("train", "test"):
+        for part in ("images", "labels"):
+            one, other = getattr(getattr(here, split), part), getattr(getattr(there, split), part)
+            if one.dtype != other.dtype or not np.array_equal(one, other):
+                yield difference(f"{split} {part}", one, other)
+            else:
+                # without a float64 copy of the images
+                yield difference(f"{split} {part}", one[:1], other[:1])
+    names = [np.array([*name.encode()]) for name in ("\n".join(d.class_names) for d in (here, there))]
+    yield difference("class names", *names)
+    for what, one, other in zip(
+        ("mean", "standard deviation"),
+        jax_data.channel_statistics(here.train.images),
+        torch_data.channel_statistics(there.train.images),
+        strict=True,
+    ):
+        yield difference(what, one, other)
+
+
+def _named(name: str) -> Iterator[Difference]:
+    yield from _compared(*both_datasets(name))
+
+
+def _resized() -> Iterator[Difference]:
+    yield from _compared(jax_data.load("digits", image_size=13), torch_data.load("digits", image_size=13))
+
+
+def make_folder(root: Path, split: bool) -> Path:
+    """A folder of small colour and grey images of three classes."""
+    rng = np.random.default_rng(0)
+    for part in ("train", "test") if split else ("",):
+        for name, count in (("zebra", 6), ("Ape", 4), ("cat", 7)):
+            folder = root / part / name
+            folder.mkdir(parents=True)
+            for number in range(count):
+                shape = (9, 12, 3) if number % 2 or not split else (9, 12)
+                Image.fromarray(rng.integers(0, 256, shape, dtype=np.uint8)).save(folder / f"{number}.png")
+    return root
+
+
+def _folder(split: bool, image_size: int | None) -> Iterator[Difference]:
+    with tempfile.TemporaryDirectory() as temporary:
+        root = make_folder(Path(temporary) / "animals", split)
+        here = jax_data.load(str(root), image_size=image_size, cache_dir=Path(temporary) / "cache")
+        yield from _compared(here, torch_data.load(str(root), image_size=image_size))
+
+
+def _images() -> Iterator[Difference]:
+    with tempfile.TemporaryDirectory() as temporary:
+        root = make_folder(Path(temporary) / "animals", split=False)
+        (files, here), (names, there) = (d.read_images(root / "cat", (8, 8, 3)) for d in (jax_data, torch_data))
+        yield difference("images", here, there)
+        yield difference("files", np.array([*"\n".join(files).encode()]), np.array([*"\n".join(names).encode()]))
+
+
+CASES = [
+    Case(what, "data", "uint8", 0.0, measure, unit="exact", covers=covers)
+    for what, measure, covers in (
+        ("digits", functools.partial(_named, "digits"), ("digits", "load", "channel_statistics", "Dataset", "Split")),
+        ("digits resized to 13x13", _resized, ()),
+        ("mnist", functools.partial(_named, "mnist"), ("mnist",)),
+        ("cifar10", functools.partial(_named, "cifar10"), ("cifar10",)),
+        ("a folder with both splits", functools.partial(_folder, True, None), ()),
+        ("a folder without splits, resized", functools.partial(_folder, False, 10), ()),
+        ("image files", _images, ("read_images",)),
+    )
+]

@@ -1,0 +1,118 @@
+"""Predictions: of the same embeddings, and of models trained by one program and loaded by the other."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import io
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jax_arcface import commands as jax_commands
+from jax_arcface import config as jax_config
+from jax_arcface import data as jax_data
+from jax_arcface import evaluation as jax_evaluation
+from jax_arcface.margins import Margin as JaxMargin
+from parity_tests.cases import Case
+from parity_tests.cases.losses import batch
+from parity_tests.compare import Difference, difference
+from torch_reference import commands as torch_commands
+from torch_reference import config as torch_config
+from torch_reference import data as torch_data
+from torch_reference import evaluation as torch_evaluation
+from torch_reference.margins import Margin as TorchMargin
+
+# Short, but long enough to tell most digits apart.
+FIELDS: dict[str, Any] = {"width": 0.25, "embedding_dim": 16, "epochs": 3, "warmup_epochs": 0.5}
+
+
+@functools.cache
+def runs() -> tuple[tempfile.TemporaryDirectory, Path, Path]:
+    """Two run directories on digits by the same configuration: of `jax_arcface`, then of `torch_reference`.
+
+    Beside them the temporary folder that they lie in, which is deleted when this value is.
+    """
+    folder = tempfile.TemporaryDirectory()
+    here, there = Path(folder.name) / "jax", Path(folder.name) / "torch"
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        jax_commands.train(jax_commands.TrainOptions(training=jax_config.from_dict(FIELDS), out=here))
+        torch_commands.train(torch_commands.TrainOptions(training=torch_config.from_dict(FIELDS), out=there))
+    return folder, here, there
+
+
+def predictions(run: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Predictions for every test image of digits by the model of a run, as each program loads it."""
+    model = jax_commands.load_model(run)
+    here = jax_evaluation.predict(model.embed(jax_data.load("digits").test), model.prototypes)
+    twin = torch_commands.load_model(run)
+    there = torch_evaluation.predict(twin.embed(torch_data.load("digits").test), twin.prototypes)
+    return here, np.asarray(there)
+
+
+def _exchanged(trained_by: int) -> Iterator[Difference]:
+    here, there = predictions(runs()[1 + trained_by])
+    assert len(here) == len(jax_data.load("digits").test.labels)
+    yield difference("predictions", here, there)
+
+
+def _embeddings(trained_by: int) -> Iterator[Difference]:
+    run = runs()[1 + trained_by]
+    here = jax_commands.load_model(run).embed(jax_data.load("digits").test)
+    there = torch_commands.load_model(run).embed(torch_data.load("digits").test)
+    yield difference("embeddings", here, np.asarray(there))
+
+
+def _predict() -> Iterator[Difference]:
+    for subcenters in (1, 3):
+        x, w, _ = batch("float32", subcenters)
+        x[4], x[5] = w[2].reshape(-1, w.shape[-1])[0], 0  # the zero vector is equally near to all
+        there = torch_evaluation.predict(x, w, block_size=7)
+        yield difference(f"{subcenters} sub-centres", jax_evaluation.predict(x, w, block_size=5), np.asarray(there))
+
+
+def _accuracy() -> Iterator[Difference]:
+    x, w, y = batch("float32")
+    here = jax_evaluation.accuracy(x, w, y)
+    yield difference("accuracy", np.float64(here), np.float64(torch_evaluation.accuracy(x, w, y)))
+
+
+def _mean_loss() -> Iterator[Difference]:
+    x, w, y = batch("float32")
+    here = jax_evaluation.mean_loss(x, w, y, JaxMargin.arcface(), 16.0, block_size=7)
+    there = torch_evaluation.mean_loss(x, w, y, TorchMargin.arcface(), 16.0, block_size=10)
+    yield difference("loss", np.float32(here), np.float32(there))
+
+
+_PROGRAMS = ("jax_arcface", "torch_reference")
+
+CASES = [
+    Case("predictions of the same embeddings", "evaluation", "float32", 0.0, _predict, "exact", ("predict",)),
+    Case("accuracy", "evaluation", "float32", 0.0, _accuracy, "exact", ("accuracy",)),
+    Case("mean loss", "evaluation", "float32", 64.0, _mean_loss, "ulp", ("mean_loss",)),
+    *(
+        Case(
+            f"digits, trained by {_PROGRAMS[by]}, loaded by both: every test prediction",
+            "evaluation",
+            "float32",
+            0.0,
+            functools.partial(_exchanged, by),
+            "exact",
+        )
+        for by in (0, 1)
+    ),
+    *(
+        Case(
+            f"digits, trained by {_PROGRAMS[by]}, loaded by both: test embeddings",
+            "evaluation",
+            "float32",
+            64.0,
+            functools.partial(_embeddings, by),
+            "ulp",
+        )
+        for by in (0, 1)
+    ),
+]

@@ -1,0 +1,291 @@
+"""Normalisation, cosines, logits and losses, with their gradients; and what numpy and another library say of them."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+
+import jax_arcface
+import torch_reference
+from parity_tests.cases import Case, Unavailable, bound_of, renamed
+from parity_tests.cases.margins import GRADIENTS, POLICIES, presets
+from parity_tests.compare import Difference, compare, difference, differences, direction, jax_side, torch_side
+
+SCALE = 16.0
+CLASSES, DIM = 5, 7
+PML_CLASSES = ("ArcFaceLoss", "CosFaceLoss", "SphereFaceLoss", "NormalizedSoftmaxLoss", "SubCenterArcFaceLoss")
+
+
+def batch(dtype: str, subcenters: int = 1) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Embeddings [24, D] at angles from 0.2 to pi - 0.2 to their class, prototypes, and labels.
+
+    A random batch in a few dimensions, steered so that every branch past pi is taken. Angles nearer to 0 and pi are
+    left to `cases/margins.py`, which starts from the cosine: from embeddings the cosine itself is only known to its
+    last digit, whose worth in angle grows as 1 / sin(theta).
+    """
+    rng = np.random.default_rng(3)
+    shape = (CLASSES, DIM) if subcenters == 1 else (CLASSES, subcenters, DIM)
+    prototypes = rng.normal(size=shape)
+    labels = np.arange(24) % CLASSES
+    own = (prototypes if subcenters == 1 else prototypes[:, 0])[labels]
+    own /= np.linalg.norm(own, axis=1, keepdims=True)
+    aside = rng.normal(size=own.shape)
+    aside -= (aside * own).sum(axis=1, keepdims=True) * own
+    aside /= np.linalg.norm(aside, axis=1, keepdims=True)
+    theta = rng.permutation(np.linspace(0.2, math.pi - 0.2, 24))[:, None]
+    embeddings = (np.cos(theta) * own + np.sin(theta) * aside) * rng.uniform(0.1, 10, (24, 1))
+    return embeddings.astype(dtype), prototypes.astype(dtype), labels.astype(np.int64)
+
+
+@functools.cache
+def _jax(name: str, policy: Any, gradient: Any) -> Callable[..., Any]:
+    # the margins are arguments, so that all presets share one compiled function
+    def logits(x, w, labels, m1, m2, m3):
+        margin = jax_arcface.Margin(m1, m2, m3, policy, gradient)
+        return jax_arcface.margin_logits(x, w, labels, margin, SCALE)
+
+    def loss(x, w, labels, m1, m2, m3):
+        margin = jax_arcface.Margin(m1, m2, m3, policy, gradient)
+        return jax_arcface.margin_softmax_loss(x, w, labels, margin, SCALE)
+
+    return {"logits": logits, "loss": loss}[name]
+
+
+def _torch(name: str, policy: str, gradient: str) -> Callable[..., torch.Tensor]:
+    def logits(x, w, labels, m1, m2, m3):
+        margin = torch_reference.Margin(m1.item(), m2.item(), m3.item(), policy, gradient)
+        return torch_reference.margin_logits(x, w, labels, margin, SCALE)
+
+    def loss(x, w, labels, m1, m2, m3):
+        margin = torch_reference.Margin(m1.item(), m2.item(), m3.item(), policy, gradient)
+        return torch_reference.margin_softmax_loss(x, w, labels, margin, SCALE)
+
+    return {"logits": logits, "loss": loss}[name]
+
+
+def _scalars(values: tuple[float, ...], dtype: str) -> list[np.ndarray]:
+    return [np.asarray(value, dtype) for value in values]
+
+
+def _margin_losses(name: str, policy: str, gradient: str, dtype: str) -> Iterator[Difference]:
+    x, w, labels = batch(dtype)
+    for preset, values in presets(policy).items():
+        # m3 = 0.2 is not the same number in float32 and float64; both sides are given the rounded one
+        inputs = (x, w, labels, *_scalars(values, dtype))
+        report = compare(
+            _jax(name, policy, gradient), _torch(name, policy, gradient), *inputs, argnums=(0, 1), bound=1e-12
+        )
+        yield from renamed(f"{preset}:", report.differences)
+
+
+def _smoothed(dtype: str) -> Iterator[Difference]:
+    x, w, labels = batch(dtype)
+    for smoothing in (0.1, 0.5):
+        report = compare(
+            lambda x, w, y, s=smoothing: jax_arcface.margin_softmax_loss(
+                x, w, y, jax_arcface.Margin.arcface(), SCALE, s
+            ),
+            lambda x, w, y, s=smoothing: torch_reference.margin_softmax_loss(
+                x, w, y, torch_reference.Margin.arcface(), SCALE, s
+            ),
+            x,
+            w,
+            labels,
+        )
+        yield from renamed(f"label smoothing {smoothing}:", report.differences)
+
+
+def _softmax(dtype: str) -> Iterator[Difference]:
+    rng = np.random.default_rng(0)
+    logits, labels = rng.normal(size=(9, 4)).astype(dtype) * 30, rng.integers(0, 4, 9)
+    for smoothing in (0.0, 0.2):
+        report = compare(
+            functools.partial(jax_arcface.softmax_loss, label_smoothing=smoothing),
+            functools.partial(torch_reference.softmax_loss, label_smoothing=smoothing),
+            logits,
+            labels,
+        )
+        yield from renamed(f"label smoothing {smoothing}:", report.differences)
+
+
+def _normalize(dtype: str) -> Iterator[Difference]:
+    rng = np.random.default_rng(0)
+    for exponent in (0, 30, -25):
+        vectors = (rng.normal(size=(6, DIM)) * 10.0**exponent).astype(dtype)
+        vectors[2] = 0
+        yield from renamed(
+            f"entries about 1e{exponent}:",
+            compare(jax_arcface.normalize, torch_reference.normalize, vectors).differences,
+        )
+
+
+def _cosines(dtype: str) -> Iterator[Difference]:
+    for subcenters in (1, 3):
+        x, w, _ = batch(dtype, subcenters)
+        x[3] = 0
+        report = compare(jax_arcface.cosines, torch_reference.cosines, x, w)
+        yield from renamed(f"{subcenters} sub-centres:", report.differences)
+
+
+# ---- third opinions
+
+
+def paper_loss(
+    x: np.ndarray, w: np.ndarray, labels: np.ndarray, margin: tuple[float, float, float], policy: str
+) -> dict[str, np.ndarray]:
+    """ArcFace's equation 4, with SphereFace's equation 7 past pi, and its gradient by hand: numpy from the papers.
+
+    L = -1/B sum_i log softmax(s psi_ij)_{y_i}, so dL / d cos_ij = s (p_ij - [j = y_i]) psi'_ij / B, and the cosine's
+    gradient is d cos_ij / d x_i = (w_j / |w_j| - cos_ij x_i / |x_i|) / |x_i|, and alike for w_j.
+    """
+    m1, m2, m3 = margin
+    length_x, length_w = np.linalg.norm(x, axis=1, keepdims=True), np.linalg.norm(w, axis=1, keepdims=True)
+    unit_x, unit_w = x / length_x, w / length_w
+    cosine = unit_x @ unit_w.T
+    psi, slope = cosine.copy(), np.ones_like(cosine)
+    for i, y in enumerate(labels):
+        theta = math.acos(cosine[i, y])
+        phi = m1 * theta + m2
+        if phi > math.pi and policy == "linear":
+            psi[i, y] = cosine[i, y] - m2 * math.sin(m2)
+        else:
+            k = math.floor(phi / math.pi) if policy == "monotone" else 0
+            psi[i, y] = (-1) ** k * math.cos(phi) - 2 * k
+            slope[i, y] = (-1) ** k * m1 * math.sin(phi) / math.sin(theta)
+        psi[i, y] -= m3
+    exponentials = np.exp(SCALE * psi)
+    own = np.arange(len(labels)), labels
+    loss = np.mean(np.log(exponentials.sum(axis=1)) - SCALE * psi[own])
+    by_logit = exponentials / exponentials.sum(axis=1, keepdims=True)
+    by_logit[own] -= 1
+    by_cosine = SCALE * by_logit * slope / len(labels)
+    by_x = (by_cosine @ unit_w - (by_cosine * cosine).sum(axis=1, keepdims=True) * unit_x) / length_x
+    by_w = (by_cosine.T @ unit_x - (by_cosine * cosine).sum(axis=0)[:, None] * unit_w) / length_w
+    return {"output": np.float64(loss), "gradient 0": by_x, "gradient 1": by_w}
+
+
+def _paper(twin: str, policy: str) -> Iterator[Difference]:
+    x, w, labels = batch("float64")
+    for preset, values in presets(policy).items():
+        inputs = [x, w, labels, *_scalars(values, "float64")]
+        if twin == "jax_arcface":
+            found = jax_side(_jax("loss", policy, "exact"), inputs, (0, 1))
+        else:
+            found = torch_side(_torch("loss", policy, "exact"), inputs, (0, 1))
+        expected = paper_loss(x, w, labels, values, policy)
+        # a scalar's gradient by `compare` is multiplied by its random weight
+        weight = direction("output", (), 0)
+        for name, value in expected.items():
+            yield difference(f"{preset}: {name}", found[name], value if name == "output" else weight * value)
+
+
+def _library(name: str) -> Iterator[Difference]:
+    """pytorch-metric-learning's loss of that name against both twins, its conventions translated.
+
+    It holds prototypes as [D, C] (class by class, sub-centre by sub-centre), takes ArcFace's margin in degrees (28.6 by
+    default), goes on past pi as our `linear`, multiplies SphereFace's logits by the embeddings' lengths (which are made
+    1 here; its margin is a whole number), and writes the scale of the normalised softmax as a temperature of 1 / s.
+    """
+    try:
+        from pytorch_metric_learning import losses as library
+    except ImportError:
+        raise Unavailable("pytorch-metric-learning is not installed") from None
+    subcenters = 3 if name == "SubCenterArcFaceLoss" else 1
+    x, w, labels = batch("float64", subcenters)
+    arcface = {"m2": math.radians(28.6), "beyond_pi": "linear"}
+    options: dict[str, Any]
+    ours: dict[str, Any]
+    options, ours = {
+        "ArcFaceLoss": ({"scale": SCALE}, arcface),
+        "CosFaceLoss": ({"margin": 0.35, "scale": SCALE}, {"m3": 0.35}),
+        "SphereFaceLoss": ({"margin": 4, "scale": SCALE}, {"m1": 4.0}),
+        "NormalizedSoftmaxLoss": ({"temperature": 1 / SCALE}, {}),
+        "SubCenterArcFaceLoss": ({"sub_centers": subcenters, "scale": SCALE}, arcface),
+    }[name]
+
+    def theirs(x, w, labels):
+        loss = getattr(library, name)(num_classes=CLASSES, embedding_size=DIM, **options).double()
+        # a parameter would be a leaf of its own: the tensor takes its place, so that gradients reach `w`
+        del loss.W
+        loss.W = w.reshape(-1, DIM).T
+        loss.cast_types = lambda dtype, device: None
+        if name == "SphereFaceLoss":
+            loss.n_range = loss.n_range.double()
+            loss.margin_choose_n = loss.margin_choose_n.double()
+            loss.scale_logits = lambda logits, embeddings: logits * SCALE
+        return loss(x, labels)
+
+    def here(x, w, labels):
+        return jax_arcface.margin_softmax_loss(x, w, labels, jax_arcface.Margin(**ours), SCALE)
+
+    def there(x, w, labels):
+        return torch_reference.margin_softmax_loss(x, w, labels, torch_reference.Margin(**ours), SCALE)
+
+    inputs = [x, w, labels]
+    expected = torch_side(theirs, inputs, (0, 1))
+    yield from renamed("jax_arcface:", differences(jax_side(here, inputs, (0, 1)), expected))
+    yield from renamed("torch_reference:", differences(torch_side(there, inputs, (0, 1)), expected))
+
+
+# ----
+
+_FUNCTIONS: dict[str, tuple[str, Callable[[str], Iterator[Difference]]]] = {
+    "normalize": ("normalize, with zero, small and large vectors", _normalize),
+    "cosines": ("cosines, with sub-centres and a zero vector", _cosines),
+    "softmax_loss": ("softmax loss, with label smoothing", _softmax),
+    "margin_softmax_loss": ("margin softmax loss with label smoothing", _smoothed),
+}
+
+CASES = [
+    *(
+        Case(what, "losses", dtype, **bound_of(dtype), measure=functools.partial(measure, dtype), covers=(name,))
+        for dtype in ("float64", "float32")
+        for name, (what, measure) in _FUNCTIONS.items()
+    ),
+    *(
+        Case(
+            f"{what}, every preset: {policy}, {gradient} gradient",
+            "losses",
+            dtype,
+            **bound_of(dtype),
+            measure=functools.partial(_margin_losses, short, policy, gradient, dtype),
+            covers=(name,),
+        )
+        for dtype, (short, name, what), policy, gradient in itertools.product(
+            ("float64", "float32"),
+            (
+                ("logits", "margin_logits", "margin logits"),
+                ("loss", "margin_softmax_loss", "margin softmax loss"),
+            ),
+            POLICIES,
+            GRADIENTS,
+        )
+        if dtype == "float64" or gradient == "exact"
+    ),
+    *(
+        Case(
+            f"{twin} against numpy: margin softmax loss, {policy}",
+            "losses",
+            "float64",
+            **bound_of("float64"),
+            measure=functools.partial(_paper, twin, policy),
+        )
+        for twin, policy in itertools.product(("jax_arcface", "torch_reference"), POLICIES)
+    ),
+    *(
+        Case(
+            f"both against pytorch-metric-learning: {name}",
+            "losses",
+            "float64",
+            **bound_of("float64"),
+            measure=functools.partial(_library, name),
+        )
+        for name in PML_CLASSES
+    ),
+]

@@ -1,0 +1,42 @@
+"""Initial weights, bit by bit."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from typing import Any
+
+from jax_arcface import config as jax_config
+from jax_arcface import data as jax_data
+from jax_arcface import training as jax_training
+from parity_tests.cases import Case
+from parity_tests.compare import Difference, differences
+from torch_reference import backbones as torch_backbones
+from torch_reference import config as torch_config
+from torch_reference import data as torch_data
+from torch_reference import training as torch_training
+from torch_reference import weights as torch_weights
+
+
+def _initial(fields: dict[str, Any]) -> Iterator[Difference]:
+    # twice their size: airnet needs 9x9 pixels
+    here, there = jax_data.load("digits", image_size=16), torch_data.load("digits", image_size=16)
+    found = jax_training.initial_weights(jax_config.TrainConfig(**fields), here)
+    model = torch_training.initial_model(torch_config.TrainConfig(**fields), there)
+    yield from differences(found, torch_weights.to_arrays(model))
+
+
+CASES = [
+    Case(
+        f"initial weights of {name}{', 3 sub-centres' if subcenters > 1 else ''}",
+        "weights",
+        "float32",
+        0.0,
+        functools.partial(
+            _initial,
+            {"backbone": name, "width": 0.25, "embedding_dim": 24, "seed": seed, "subcenters": subcenters},
+        ),
+        unit="exact",
+    )
+    for name, seed, subcenters in (*((name, 5, 1) for name in torch_backbones.NAMES), ("lenet", 0, 3))
+]

@@ -1,0 +1,279 @@
+"""Compares a JAX function with a PyTorch function: values, gradients, and the first place where they part."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+
+
+@dataclasses.dataclass(frozen=True)
+class Difference:
+    """How far one array is from another.
+
+    Args:
+      name: which output or gradient.
+      dtype: of the reference.
+      absolute: the largest absolute difference; infinite where shapes or dtypes differ, or where one side alone is NaN
+        or infinite.
+      relative: `absolute` divided by the largest magnitude in the reference.
+      ulp: `absolute` in units of the distance from that largest magnitude to the next number of its dtype.
+      index: the first place, in row-major order, whose difference exceeds the bound; where none does, the place of the
+        largest difference. None where there is nothing to compare.
+      values: both values there, JAX's (or the one compared) first.
+      note: what else is wrong, such as shapes that differ.
+    """
+
+    name: str
+    dtype: str
+    absolute: float
+    relative: float
+    ulp: float
+    index: tuple[int, ...] | None = None
+    values: tuple[float, float] | None = None
+    note: str = ""
+
+    def __str__(self) -> str:
+        where = ""
+        if self.index is not None and self.values is not None:
+            where = f" at {list(self.index)}: {self.values[0]:.17g} and {self.values[1]:.17g}"
+        return f"{self.name}{where}{f' ({self.note})' if self.note else ''}"
+
+
+def difference(name: str, actual: Any, reference: Any, bound: float = 0.0, largest: float | None = None) -> Difference:
+    """How far an array is from a reference of the same shape and dtype.
+
+    Args:
+      name: what the report calls it.
+      actual, reference: arrays. Where both are NaN, or the same infinity, they are equal.
+      bound: the relative error up to which no place counts as parted.
+      largest: what errors are relative to, in place of the largest magnitude in the reference; for an array that is
+        zero but for rounding.
+
+    >>> difference("x", np.array([1.0, 2.0]), np.array([1.0, 4.0])).relative
+    0.5
+    """
+    actual, reference = np.asarray(actual), np.asarray(reference)
+    dtype = str(reference.dtype)
+    infinite = functools.partial(Difference, name, dtype, np.inf, np.inf, np.inf)
+    if actual.shape != reference.shape:
+        return infinite(note=f"shapes {list(actual.shape)} and {list(reference.shape)}")
+    floating = np.issubdtype(reference.dtype, np.floating)
+    if floating != np.issubdtype(actual.dtype, np.floating) or (floating and actual.dtype != reference.dtype):
+        return infinite(note=f"dtypes {actual.dtype} and {reference.dtype}")
+    if reference.size == 0:
+        return Difference(name, dtype, 0.0, 0.0, 0.0)
+    a, b = actual.astype(np.float64), reference.astype(np.float64)
+    same = (a == b) | (np.isnan(a) & np.isnan(b))
+    with np.errstate(invalid="ignore"):
+        errors = np.where(same, 0.0, np.abs(a - b))
+    errors = np.where(np.isnan(errors), np.inf, errors)
+    magnitudes = np.abs(b[np.isfinite(b)])
+    scale = float(magnitudes.max(initial=0.0)) if largest is None else largest
+    absolute = float(errors.max())
+    spacing = float(np.spacing(reference.dtype.type(scale))) if floating else 1.0
+    beyond = errors > bound * scale
+    place = np.unravel_index(int(beyond.argmax() if beyond.any() else errors.argmax()), errors.shape)
+    return Difference(
+        name,
+        dtype,
+        absolute,
+        absolute / scale if scale > 0 else (np.inf if absolute > 0 else 0.0),
+        absolute / spacing,
+        tuple(int(i) for i in place),
+        (float(a[place]), float(b[place])),
+    )
+
+
+def differences(
+    actual: Mapping[str, Any],
+    reference: Mapping[str, Any],
+    bound: float | None = 0.0,
+    vanishing: Sequence[str] = (),
+) -> list[Difference]:
+    """The differences between arrays of the same names.
+
+    Args:
+      actual, reference: arrays by name.
+      bound: as in `difference`; None is that of a `Report`.
+      vanishing: ends of the names of arrays that are zero in exact arithmetic. What is left of them is rounding, so
+        their errors are taken relative to the largest magnitude of all the arrays.
+    """
+    found = []
+    whole = max((float(np.abs(value).max(initial=0.0)) for value in map(np.asarray, reference.values())), default=0.0)
+    for name in dict.fromkeys([*reference, *actual]):
+        if name not in actual or name not in reference:
+            missing = "JAX" if name not in actual else "PyTorch"
+            found.append(Difference(name, "", np.inf, np.inf, np.inf, note=f"{missing} has none"))
+            continue
+        largest = whole if any(name.endswith(end) for end in vanishing) else None
+        limit = _bound(str(np.asarray(reference[name]).dtype), bound)
+        found.append(difference(name, actual[name], reference[name], limit, largest))
+    return found
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """What `compare` found; `print` it.
+
+    Args:
+      differences: of each output, then of each gradient.
+      bound: the largest relative error at which two arrays still agree; None is 64 times the rounding unit of each
+        array's dtype.
+    """
+
+    differences: tuple[Difference, ...]
+    bound: float | None = None
+
+    @property
+    def first(self) -> Difference | None:
+        """The first output or gradient that does not agree, with the first index where it parts; None if all agree."""
+        return next((d for d in self.differences if not d.relative <= _bound(d.dtype, self.bound)), None)
+
+    @property
+    def agrees(self) -> bool:
+        """Whether all values and gradients agree."""
+        return self.first is None
+
+    @property
+    def largest(self) -> Difference:
+        """The difference with the largest relative error."""
+        return max(self.differences, key=lambda d: d.relative)
+
+    def __str__(self) -> str:
+        lines = ["They agree." if self.first is None else f"They part in {self.first}."]
+        width = max(len(d.name) for d in self.differences)
+        for d in self.differences:
+            bound = _bound(d.dtype, self.bound)
+            verdict = "agrees" if d.relative <= bound else "PARTS"
+            lines.append(
+                f"{d.name:<{width}}  {d.dtype:<8} absolute {d.absolute:<7.2g} relative {d.relative:<7.2g} "
+                f"ulp {d.ulp:<7.2g} bound {bound:<7.2g} {verdict}"
+            )
+        return "\n".join(lines)
+
+
+def _bound(dtype: str, bound: float | None) -> float:
+    if bound is not None:
+        return bound
+    return 64 * float(np.finfo(dtype).eps) if dtype.startswith("float") else 0.0
+
+
+def compare(
+    jax_function: Callable[..., Any],
+    torch_function: Callable[..., Any],
+    *inputs: Any,
+    argnums: Sequence[int] | None = None,
+    bound: float | None = None,
+    seed: int = 0,
+) -> Report:
+    """Compares a JAX function with a PyTorch function: values, and gradients with respect to the inputs.
+
+    The gradients are those of the sum of all outputs, each times a random array of its shape, the same on both sides: a
+    gradient that is wrong for any one element shows.
+
+    Args:
+      jax_function: takes JAX arrays and gives one, or a tuple or dict of them. It is jitted.
+      torch_function: takes tensors and gives as many.
+      inputs: numpy arrays (or numbers), the same for both. In float64 where one of them is float64: JAX's 64-bit mode
+        is on for this call alone.
+      argnums: the inputs that gradients are taken of; all that are floating-point where None, none where empty.
+      bound: the largest relative error (relative to the reference's largest element) at which they still agree; where
+        None, 64 times the rounding unit of the dtype.
+      seed: of the random arrays.
+
+    Returns:
+      A `Report`: absolute, relative and ulp errors of each output and gradient, PyTorch's being the reference, and the
+      first place where they part.
+
+    >>> import jax, torch, numpy as np
+    >>> x = np.linspace(-2, 2, 5)
+    >>> report = compare(jax.nn.silu, torch.nn.functional.silu, x)
+    >>> report.agrees
+    True
+    >>> print(compare(jax.nn.gelu, torch.nn.functional.gelu, x))  # by default one of them is an approximation
+    They part in output at [0]: -0.0454... and -0.0455...
+    output      float64  absolute 0.00015 relative 7.8e-05 ulp 6.9e+11 bound 1.4e-14 PARTS
+    gradient 0  float64  absolute 0.00093 relative 0.00062 ulp 4.2e+12 bound 1.4e-14 PARTS
+    """
+    arrays = [np.asarray(value) for value in inputs]
+    if argnums is None:
+        argnums = [number for number, value in enumerate(arrays) if np.issubdtype(value.dtype, np.floating)]
+    reference = torch_side(torch_function, arrays, argnums, seed)
+    return Report(tuple(differences(jax_side(jax_function, arrays, argnums, seed), reference, bound)), bound)
+
+
+def _named(outputs: Any) -> dict[str, Any]:
+    if isinstance(outputs, Mapping):
+        return {f"output {name}": value for name, value in outputs.items()}
+    if isinstance(outputs, tuple | list):
+        return {f"output {number}": value for number, value in enumerate(outputs)}
+    return {"output": outputs}
+
+
+def direction(name: str, shape: tuple[int, ...], seed: int) -> np.ndarray:
+    """What an output is multiplied by before its gradient is taken; not all ones, which would hide errors that cancel.
+
+    Drawn from each output's name, so that a missing output on one side does not change the others.
+    """
+    return np.random.default_rng([seed, *name.encode()]).uniform(0.5, 1.5, shape)
+
+
+@functools.cache
+def _jax_values_and_gradients(function: Callable[..., Any], argnums: tuple[int, ...], seed: int) -> Callable[..., Any]:
+    def weighted(chosen: Sequence[Any], rest: Sequence[Any]) -> tuple[Any, dict[str, Any]]:
+        both = dict(zip(argnums, chosen, strict=True))
+        others = iter(rest)
+        outputs = _named(function(*(both[n] if n in both else next(others) for n in range(len(both) + len(rest)))))
+        outputs = {name: jnp.asarray(value) for name, value in outputs.items()}
+        # integer outputs have values, but no gradients
+        floating = {name: value for name, value in outputs.items() if jnp.issubdtype(value.dtype, jnp.floating)}
+        total = sum((jnp.sum(v * jnp.asarray(direction(n, v.shape, seed), v.dtype)) for n, v in floating.items()), 0.0)
+        return total, outputs
+
+    def both(chosen: Sequence[Any], rest: Sequence[Any]) -> tuple[dict[str, Any], Sequence[Any]]:
+        if not argnums:
+            return weighted(chosen, rest)[1], ()
+        gradients, outputs = jax.grad(weighted, has_aux=True)(chosen, rest)
+        return outputs, gradients
+
+    return jax.jit(both)
+
+
+def jax_side(
+    function: Callable[..., Any], arrays: Sequence[np.ndarray], argnums: Sequence[int], seed: int = 0
+) -> dict[str, np.ndarray]:
+    """A JAX function's outputs and gradients by name, as `compare` takes them."""
+    with jax.enable_x64(any(array.dtype == np.float64 for array in arrays)):
+        chosen = [jnp.asarray(arrays[number]) for number in argnums]
+        rest = [jnp.asarray(array) for number, array in enumerate(arrays) if number not in argnums]
+        outputs, gradients = _jax_values_and_gradients(function, tuple(argnums), seed)(chosen, rest)
+        named = {f"gradient {n}": g for n, g in zip(argnums, gradients, strict=True)}
+        return {name: np.asarray(value) for name, value in (outputs | named).items()}
+
+
+def torch_side(
+    function: Callable[..., Any], arrays: Sequence[np.ndarray], argnums: Sequence[int], seed: int = 0
+) -> dict[str, np.ndarray]:
+    """A PyTorch function's outputs and gradients by name, as `compare` takes them."""
+    tensors = [torch.tensor(array).requires_grad_(number in argnums) for number, array in enumerate(arrays)]
+    outputs = {name: torch.as_tensor(value) for name, value in _named(function(*tensors)).items()}
+    results = {name: value.detach().cpu().numpy() for name, value in outputs.items()}
+    if not argnums:
+        return results
+    floating = {name: value for name, value in outputs.items() if value.is_floating_point()}
+    directions = {n: torch.tensor(direction(n, tuple(v.shape), seed), dtype=v.dtype) for n, v in floating.items()}
+    terms = [(value * directions[name]).sum() for name, value in floating.items() if value.requires_grad]
+    if terms:
+        torch.stack(terms).sum().backward()
+    for number in argnums:
+        gradient = tensors[number].grad
+        # an output that does not depend on an input has the gradient 0 there, as in JAX
+        results[f"gradient {number}"] = (torch.zeros_like(tensors[number]) if gradient is None else gradient).numpy()
+    return results

@@ -1,0 +1,108 @@
+import dataclasses
+
+import pytest
+
+from jax_arcface import config as jax_config
+from torch_reference import config as torch_config
+
+BOTH = (jax_config, torch_config)
+
+
+def test_the_same_fields_types_and_defaults():
+    here, there = ([(f.name, f.type, f.default) for f in dataclasses.fields(c.TrainConfig)] for c in BOTH)
+    assert here == there
+
+
+def test_the_same_recipes():
+    assert set(jax_config.RECIPES) == set(torch_config.RECIPES)
+
+
+@pytest.mark.parametrize("dataset", [*jax_config.RECIPES, "some/folder"])
+@pytest.mark.parametrize("loss", list(jax_config.LOSSES))
+def test_the_same_recipe(dataset, loss):
+    here, there = (dataclasses.asdict(c.recipe(dataset, loss)) for c in BOTH)
+    assert here == there
+
+
+@pytest.mark.parametrize("loss", list(jax_config.LOSSES))
+def test_the_same_margin(loss):
+    here, there = (c.TrainConfig(loss=loss).margin_value for c in BOTH)
+    assert repr(here) == repr(there)
+
+
+# One mistake for each field, and the combinations that have no effect.
+MISTAKES = [
+    {"backbone": "resnet2"},
+    {"backbone": "x"},
+    {"loss": "arc"},
+    {"optimizer": "adam"},
+    {"schedule": "step"},
+    {"precision": "float16"},
+    {"beyond_pi": "easy"},
+    {"gradient": "straight"},
+    *(
+        {name: value}
+        for name, values in {
+            "image_size": (0, 2.5),
+            "width": (0.0, float("inf")),
+            "embedding_dim": (0,),
+            "dropout": (1.0, -0.1),
+            "margin": (-0.1, 3.2),
+            "margin_warmup_epochs": (-1.0,),
+            "scale": (0.0, float("nan")),
+            "subcenters": (0,),
+            "label_smoothing": (1.0,),
+            "epochs": (-1, "3"),
+            "batch_size": (1, True),
+            "learning_rate": (0.0,),
+            "momentum": (1.0,),
+            "weight_decay": (-1e-4,),
+            "warmup_epochs": (-1.0,),
+            "clip_norm": (-1.0,),
+            "rotate": (4.0,),
+            "zoom": (-0.1,),
+            "shift": (-1,),
+            "cutout": (-1,),
+            "seed": (-1, 0.5),
+            "flip": (1,),
+        }.items()
+        for value in values
+    ),
+    {"loss": "sphereface", "margin": 0.5},
+    {"loss": "sphereface", "margin": 9.0},
+    {"loss": "sphereface", "beyond_pi": "linear"},
+    {"loss": "cosface", "margin": 2.5},
+    {"loss": "cosface", "beyond_pi": "wrap"},
+    {"loss": "norm_softmax", "margin": 0.1},
+    {"loss": "norm_softmax", "beyond_pi": "wrap"},
+    {"loss": "norm_softmax", "gradient": "straight_through"},
+    {"loss": "norm_softmax", "margin_warmup_epochs": 1.0},
+    {"batchsize": 3},
+]
+
+
+@pytest.mark.parametrize("fields", MISTAKES, ids=str)
+def test_the_same_mistake_has_the_same_message(fields):
+    messages = []
+    for module in BOTH:
+        with pytest.raises(ValueError, match=r"\w") as caught:
+            module.from_dict(fields)
+        messages.append(str(caught.value))
+    assert messages[0] == messages[1]
+
+
+def test_every_field_has_a_mistake():
+    free = {"dataset", "data_dir"}
+    assert {f.name for f in dataclasses.fields(jax_config.TrainConfig)} - free <= {n for m in MISTAKES for n in m}
+
+
+@pytest.mark.parametrize("text", ["[]", "{", '{"epochs": 1.5}', '{"epohcs": 1}'])
+def test_the_same_broken_file_has_the_same_message(text, tmp_path):
+    path = tmp_path / "config.json"
+    path.write_text(text)
+    messages = []
+    for module in BOTH:
+        with pytest.raises(ValueError, match=r"\w") as caught:
+            module.read(path)
+        messages.append(str(caught.value))
+    assert messages[0] == messages[1]

@@ -1,0 +1,136 @@
+"""Both programs trained step by step side by side, by their own step functions, in float32 or float64."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+
+from jax_arcface import config as jax_config
+from jax_arcface import data as jax_data
+from jax_arcface import training as jax_training
+from jax_arcface import weights as jax_weights
+from parity_tests.cases import Unavailable
+from torch_reference import config as torch_config
+from torch_reference import data as torch_data
+from torch_reference import training as torch_training
+from torch_reference import weights as torch_weights
+
+
+class Moment(NamedTuple):
+    """Where both programs stand after a step: JAX's loss and weights, and PyTorch's."""
+
+    step: int
+    jax_loss: float
+    torch_loss: float
+    jax_weights: dict[str, np.ndarray]
+    torch_weights: dict[str, np.ndarray]
+
+
+def published_folder() -> Path:
+    """The folder with the files of MNIST and CIFAR-10: ARCFACE_DATA_DIR, then ../shared/data beside the checkout.
+
+    Raises:
+      Unavailable: neither is there.
+    """
+    beside = Path(__file__).parents[2] / "shared" / "data"
+    for folder in (os.environ.get("ARCFACE_DATA_DIR"), beside):
+        if folder and Path(folder).is_dir():
+            return Path(folder)
+    raise Unavailable("the published files are neither in ARCFACE_DATA_DIR nor in ../shared/data beside the checkout")
+
+
+def both_datasets(name: str, examples: int | None = None) -> tuple[jax_data.Dataset, torch_data.Dataset]:
+    """A data set as each program loads it, or the first so many of its training examples."""
+    folder = published_folder() if name in ("mnist", "cifar10") else None
+    here, there = jax_data.load(name, folder), torch_data.load(name, folder)
+    if examples is not None:
+        few = slice(0, examples)
+        here = dataclasses.replace(here, train=jax_data.Split(here.train.images[few], here.train.labels[few]))
+        there = dataclasses.replace(there, train=torch_data.Split(there.train.images[few], there.train.labels[few]))
+    return here, there
+
+
+def train(
+    fields: dict[str, Any],
+    steps: int,
+    dtype: str,
+    datasets: tuple[jax_data.Dataset, torch_data.Dataset] | None = None,
+) -> Iterator[Moment]:
+    """Trains both programs from the same configuration and yields where they stand after each step.
+
+    Both start from their own float32 initial weights, which are then cast to `dtype`; nothing passes between them.
+
+    Args:
+      fields: of the configuration; the others are those of its data set's recipe.
+      steps: how many.
+      dtype: float32 or float64.
+      datasets: what to train on, in place of the configuration's data set.
+    """
+    here, there = datasets or both_datasets(fields["dataset"])
+    for one, other in zip(
+        _jax_steps(jax_config.from_dict(fields), here, steps, dtype),
+        _torch_steps(torch_config.from_dict(fields), there, steps, dtype),
+        strict=True,
+    ):
+        yield Moment(one[0], one[1], other[1], one[2], other[2])
+
+
+_Step = tuple[int, float, dict[str, np.ndarray]]
+
+
+def _jax_steps(config: jax_config.TrainConfig, dataset: jax_data.Dataset, steps: int, dtype: str) -> Iterator[_Step]:
+    per_epoch = len(dataset.train.labels) // config.batch_size
+    with jax.enable_x64(dtype == "float64"):
+        optimizer = jax_training.make_optimizer(config, per_epoch)
+        graphdef, abstract = jax_training.abstract_model(config, dataset.image_shape, dataset.num_classes)
+        features = jax_training.nnx.merge(graphdef, abstract).backbone.embedding.features
+        first = jax_training.initial_state(config, dataset, optimizer)
+        params, stats = (
+            jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf), dtype), tree)
+            for tree in (first.params, first.stats)
+        )
+        state = dataclasses.replace(first, params=params, stats=stats, optimizer=optimizer.init(params))
+        data = jax_training.device_data(dataset.train, *jax_data.channel_statistics(dataset.train.images))
+        data = data._replace(mean=data.mean.astype(dtype), scale=data.scale.astype(dtype))
+        step_function = jax.jit(jax_training.make_step(config, graphdef, optimizer, per_epoch))
+    batches: dict[str, np.ndarray] = {}
+    for step in range(steps):
+        epoch, number = divmod(step, per_epoch)
+        if number == 0:
+            batches = jax_training.host_batches(config, dataset, epoch, features)
+        # entered for each step, and not around the yield: the caller is not to find JAX in another mode
+        with jax.enable_x64(dtype == "float64"):
+            batch = {name: array[number] for name, array in batches.items()}
+            state, metrics = step_function(state, data, batch, config.margin_value)
+            weights = jax_weights.to_neutral(jax_training.model_state(state))
+            if metrics.loss.dtype != dtype:
+                raise AssertionError(f"the step's loss is {metrics.loss.dtype}, not {dtype}")
+        yield step, float(metrics.loss), weights
+
+
+def _torch_steps(
+    config: torch_config.TrainConfig, dataset: torch_data.Dataset, steps: int, dtype: str
+) -> Iterator[_Step]:
+    per_epoch = len(dataset.train.labels) // config.batch_size
+    state = torch_training.initial_state(config, dataset)
+    state.model.to(getattr(torch, dtype))
+    statistics = torch_data.channel_statistics(dataset.train.images)
+    data = torch_training.device_data(dataset.train, *statistics, dtype=getattr(torch, dtype))
+    step = 0
+    while step < steps:
+        for images, labels in torch_training.epoch_batches(config, data, step // per_epoch):
+            metrics = torch_training.train_step(state, images, labels, config, per_epoch)
+            # copies: the next step changes the parameters in place
+            weights = {name: array.copy() for name, array in torch_weights.to_arrays(state.model).items()}
+            yield step, metrics.loss, weights
+            step += 1
+            if step == steps:
+                return
