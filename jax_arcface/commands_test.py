@@ -521,6 +521,15 @@ def test_ctrl_c_keeps_what_was_trained_and_resume_ends_it_as_if_nothing_had_been
     assert [record["epoch"] for record in records] == [1, 2, 3]
 
 
+@pytest.fixture
+def heeded_interrupt():
+    """Ctrl-C as at a terminal: a shell starts programs in the background with SIGINT ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("heeded_interrupt")
 def test_second_ctrl_c_ends_at_once(tmp_path, monkeypatch, capsys):
     def on_step(self, *args):
         signal.raise_signal(signal.SIGINT)
