@@ -96,10 +96,7 @@ def train(options: TrainOptions) -> None:
         event_writer()
     dataset = _load(config)
     # what `fit` would say too, but before there is a run directory
-    if config.batch_size > len(dataset.train.labels):
-        raise UserError(
-            f"--batch-size is {config.batch_size}, but there are only {len(dataset.train.labels)} training images"
-        )
+    training.check_batch_size(config, dataset)
     training.abstract_model(config, dataset.image_shape, dataset.num_classes)
     print(
         f"{config.loss} on {dataset.name}: {len(dataset.train.labels):,} training and {len(dataset.test.labels):,} "

@@ -139,8 +139,9 @@ def write_dataset(run: Path, dataset: Dataset, mean: np.ndarray, std: np.ndarray
 
 def check_dataset(run: Path, dataset: Dataset, mean: np.ndarray, std: np.ndarray) -> None:
     """Raises UserError where the data set is not the one that `write_dataset` described."""
+    described = read_dataset(run)
     for name, value in _described(dataset, mean, std).items():
-        if (was := read_dataset(run).get(name)) != value:
+        if (was := described.get(name)) != value:
             raise UserError(f"{dataset.name} has changed since {run} began: its {name} was {was} and is {value}")
 
 

@@ -336,6 +336,13 @@ class Reporter:
         """After each epoch's evaluation. `state` is used up by the next step: what is to be kept must be copied now."""
 
 
+def check_batch_size(config: TrainConfig, dataset: Dataset) -> None:
+    """Raises UserError where a batch is larger than the training split."""
+    n = len(dataset.train.labels)
+    if config.batch_size > n:
+        raise UserError(f"--batch-size is {config.batch_size}, but there are only {n} training images")
+
+
 def fit(
     configs: Sequence[TrainConfig],
     dataset: Dataset,
@@ -360,10 +367,8 @@ def fit(
       Diverged: a loss that is not finite, with the step, the loss and what to try.
     """
     config, reporter = configs[0], reporter or Reporter()
-    n = len(dataset.train.labels)
-    steps = n // config.batch_size
-    if steps == 0:
-        raise UserError(f"--batch-size is {config.batch_size}, but there are only {n} training images")
+    check_batch_size(config, dataset)
+    steps = len(dataset.train.labels) // config.batch_size
     optimizer = make_optimizer(config, steps)
     graphdef, abstract = abstract_model(config, dataset.image_shape, dataset.num_classes)
     features = nnx.merge(graphdef, abstract).backbone.embedding.features
