@@ -20,6 +20,7 @@ from jax_arcface import commands, runs
 from jax_arcface import config as configs
 from jax_arcface.config import TrainConfig
 from jax_arcface.errors import UserError, nearest
+from jax_arcface.objective import describe
 from jax_arcface.training import Diverged
 
 # Less time for a convolution on a CPU (docs/performance.md). XLA refuses to start with a flag that it does not know, so
@@ -77,7 +78,13 @@ def _parse(options: type, command: str, words: list[str]) -> Any:
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
-            parsed = tyro.cli(options, args=words, prog=f"python -m jax_arcface {command}", default=default)
+            parsed = tyro.cli(
+                options,
+                args=words,
+                prog=f"python -m jax_arcface {command}",
+                default=default,
+                description=_description(options),
+            )
     except SystemExit as end:
         if end.code:
             raise UserError(_one_line(command, complaint.getvalue())) from None
@@ -85,6 +92,12 @@ def _parse(options: type, command: str, words: list[str]) -> Any:
     if options is commands.TrainOptions and parsed.resume:
         _check_resumed(parsed.training, default.training)
     return parsed
+
+
+def _description(options: type) -> str:
+    """What --help says first; for `train` all losses, too."""
+    text = str(options.__doc__)
+    return f"{text}\n\nLosses (docs/losses.md):\n\n{describe()}" if options is commands.TrainOptions else text
 
 
 def _train_defaults(words: Sequence[str]) -> commands.TrainOptions:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import re
 import signal
 import sys
 import time
@@ -21,6 +22,7 @@ from jax_arcface.config import TrainConfig
 from jax_arcface.errors import UserError
 from jax_arcface.evaluation import accuracy, mean_loss, predict
 from jax_arcface.figures import draw_embeddings
+from jax_arcface.margins import Margin
 from jax_arcface.progress import Progress, event_writer
 
 
@@ -47,7 +49,10 @@ class TrainOptions:
 
 @dataclasses.dataclass(frozen=True)
 class EvaluateOptions:
-    """Prints accuracy and loss of a run, or the accuracy of an .npz file; writes evaluation.json."""
+    """Prints a run's accuracy, and its loss if that is a margin softmax alone, or the accuracy of an .npz file.
+
+    Writes evaluation.json.
+    """
 
     run_or_npz: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN_OR_NPZ")]
     """A run directory, or an .npz file with embeddings [N, D], labels [N] and prototypes [C, D]."""
@@ -96,7 +101,7 @@ def train(options: TrainOptions) -> None:
         event_writer()
     dataset = _load(config)
     # what `fit` would say too, but before there is a run directory
-    training.check_batch_size(config, dataset)
+    training.check_fit(config, dataset)
     training.abstract_model(config, dataset.image_shape, dataset.num_classes)
     print(
         f"{config.loss} on {dataset.name}: {len(dataset.train.labels):,} training and {len(dataset.test.labels):,} "
@@ -119,7 +124,8 @@ def train(options: TrainOptions) -> None:
 
 
 def _new_folder(config: TrainConfig) -> Path:
-    name = f"{time.strftime('%Y%m%d-%H%M%S')}-{Path(config.dataset).name}-{config.loss}"
+    loss = re.sub(r"[^\w.=+]+", "-", config.loss)
+    name = f"{time.strftime('%Y%m%d-%H%M%S')}-{Path(config.dataset).name}-{loss}"
     names = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
     return next(path for path in (Path("runs") / name for name in names) if not path.exists())
 
@@ -210,8 +216,9 @@ def _finish(
         labels=labels,
         prototypes=model.prototypes,
         class_names=np.array(dataset.class_names),
+        **({} if model.bias is None else {"bias": model.bias}),
     )
-    result = accuracy(embeddings, model.prototypes, labels)
+    result = accuracy(embeddings, model.prototypes, labels, model.bias)
     print(f"test accuracy {100 * result:.2f} %  ({len(labels):,} images; trained in {seconds:.1f} s)")
     print(f"run directory {run}")
     try:
@@ -264,6 +271,7 @@ class Model:
       image_shape: (H, W, C) of the images that it takes.
       class_names: [C].
       prototypes: [C, D], or [C, K, D] with sub-centres.
+      bias: [C], of a linear classifier; None where the nearest prototype counts.
       embed: from a split to embeddings, float32 [N, D].
     """
 
@@ -271,6 +279,7 @@ class Model:
     image_shape: tuple[int, int, int]
     class_names: tuple[str, ...]
     prototypes: np.ndarray
+    bias: np.ndarray | None
     embed: Callable[[data.Split], np.ndarray]
 
 
@@ -294,7 +303,8 @@ def load_model(run: Path) -> Model:
     def embed(split: data.Split) -> np.ndarray:
         return embed_data(state, training.device_data(split, mean, std))
 
-    return Model(config, shape, tuple(described["class_names"]), values["head.prototypes"], embed)
+    prototypes, bias = values["head.prototypes"], values.get("head.bias")
+    return Model(config, shape, tuple(described["class_names"]), prototypes, bias, embed)
 
 
 def evaluate(options: EvaluateOptions) -> None:
@@ -303,12 +313,9 @@ def evaluate(options: EvaluateOptions) -> None:
     if path.suffix == ".npz":
         if options.split != "test" or options.data_dir is not None:
             raise UserError(f"--split and --data-dir have no effect on {path}, which holds its own examples")
-        arrays = runs.read_npz(path, ("embeddings", "labels", "prototypes"))
+        arrays = runs.read_npz(path, ("embeddings", "labels", "prototypes"), optional=("bias",))
         _check_arrays(path, **arrays)
-        result: dict[str, Any] = {
-            "examples": len(arrays["labels"]),
-            "accuracy": accuracy(arrays["embeddings"], arrays["prototypes"], arrays["labels"]),
-        }
+        result: dict[str, Any] = {"examples": len(arrays["labels"]), "accuracy": accuracy(**arrays)}
         out = options.out or path.parent
     else:
         model = load_model(path)
@@ -322,9 +329,10 @@ def evaluate(options: EvaluateOptions) -> None:
             "dataset": config.dataset,
             "split": options.split,
             "examples": len(labels),
-            "accuracy": accuracy(embeddings, model.prototypes, labels),
-            "loss": mean_loss(embeddings, model.prototypes, labels, config.margin_value, config.scale),
+            "accuracy": accuracy(embeddings, model.prototypes, labels, model.bias),
         }
+        if (margin := _margin_of_all(config)) is not None:
+            result["loss"] = mean_loss(embeddings, model.prototypes, labels, margin, config.scale_value)
         out = options.out or path
     runs.write_json(out / "evaluation.json", result)
     for name, value in result.items():
@@ -351,9 +359,14 @@ def embed(options: EmbedOptions) -> None:
         split = data.Split(images, np.zeros(len(images), np.int32))
         extra = {"files": np.array(files)}
     embeddings = model.embed(split)
-    predictions = predict(embeddings, model.prototypes)
+    predictions = predict(embeddings, model.prototypes, model.bias)
     runs.write_npz(options.out, embeddings=embeddings, predictions=predictions, prototypes=model.prototypes, **extra)
     print(f"{len(embeddings):,} embeddings of dimension {embeddings.shape[1]} written to {options.out}")
+
+
+def _margin_of_all(config: TrainConfig) -> Margin | None:
+    """The margin where the loss is a margin softmax and nothing else."""
+    return config.objective.margin(config.beyond_pi, config.gradient) if len(config.objective.terms) == 1 else None
 
 
 def _load(config: TrainConfig, data_dir: str | None = None) -> data.Dataset:
@@ -361,11 +374,17 @@ def _load(config: TrainConfig, data_dir: str | None = None) -> data.Dataset:
     return data.load(config.dataset, folder, image_size=config.image_size, progress=sys.stderr.isatty())
 
 
-def _check_arrays(path: Path, embeddings: np.ndarray, labels: np.ndarray, prototypes: np.ndarray) -> None:
+def _check_arrays(
+    path: Path, embeddings: np.ndarray, labels: np.ndarray, prototypes: np.ndarray, bias: np.ndarray | None = None
+) -> None:
     shapes = f"embeddings {embeddings.shape}, labels {labels.shape}, prototypes {prototypes.shape}"
     fit = embeddings.ndim == 2 and labels.shape == embeddings.shape[:1] and len(labels) > 0
     if not fit or prototypes.ndim not in (2, 3) or prototypes.shape[-1] != embeddings.shape[1]:
         raise UserError(f"{path} holds {shapes}; they must be [N, D], [N] and [C, D] or [C, K, D]")
+    if bias is not None and (prototypes.ndim != 2 or bias.shape != prototypes.shape[:1]):
+        raise UserError(
+            f"{path} holds a bias {bias.shape} for prototypes {prototypes.shape}; it must be [C] for [C, D]"
+        )
     if labels.dtype.kind not in "iu" or labels.min() < 0 or labels.max() >= len(prototypes):
         raise UserError(f"{path} has labels other than the whole numbers from 0 to {len(prototypes) - 1}")
 

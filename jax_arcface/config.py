@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import json
 import math
 from pathlib import Path
@@ -11,15 +12,9 @@ from typing import Any
 
 from jax_arcface.errors import UserError, nearest
 from jax_arcface.margins import Margin
+from jax_arcface.objective import Objective, parse
 from jax_arcface.sampling import Augmentation
 
-# name: (which of the margins `--margin` sets, its default, the largest that makes sense)
-LOSSES: dict[str, tuple[str, float, float]] = {
-    "norm_softmax": ("", 0.0, 0.0),
-    "sphereface": ("m1", 1.35, 8.0),
-    "cosface": ("m3", 0.35, 2.0),
-    "arcface": ("m2", 0.5, math.pi),
-}
 BACKBONE_NAMES = ("lenet", "resnet20", "resnet18", "airnet")
 OPTIMIZERS = ("sgd", "nesterov", "adamw")
 SCHEDULES = ("cosine", "linear", "constant")
@@ -47,14 +42,15 @@ class TrainConfig:
     """Share of features dropped before the embedding's fully connected layer, 0 to 1."""
 
     loss: str = "arcface"
-    """Margin softmax: arcface, cosface, sphereface or norm_softmax."""
+    """Sum of losses, each with weight and options if wanted: arcface+intra, softmax+center:0.01, triplet:mining=hard.
+    All are listed above."""
     margin: float | None = None
-    """The loss's margin: arcface m2 in radians (0.5 where not given), cosface m3 in units of cosine (0.35), sphereface
-    m1, a factor (1.35); norm_softmax has none."""
+    """The margin m of the classification loss, such as arcface in radians (0.5 where not given), cosface in units of
+    cosine (0.35), sphereface, a factor (1.35)."""
     margin_warmup_epochs: float = 0.0
     """Epochs in which the margin grows linearly from none to its value."""
-    scale: float = 16.0
-    """Scale s of the logits."""
+    scale: float | None = None
+    """Scale s of the logits (16 where not given); softmax, modified_softmax, a_softmax and adacos take none."""
     beyond_pi: str = "monotone"
     """What follows where the angle with its margin exceeds pi: monotone, linear or wrap."""
     gradient: str = "exact"
@@ -68,6 +64,8 @@ class TrainConfig:
     """Passes over the training images."""
     batch_size: int = 64
     """Images in a step."""
+    classes_per_batch: int = 0
+    """Composes batches of this many classes, with equally many images of each; 0 takes images in random order."""
     optimizer: str = "nesterov"
     """Optimiser: sgd, nesterov (SGD with Nesterov momentum) or adamw."""
     learning_rate: float = 0.05
@@ -104,19 +102,24 @@ class TrainConfig:
         """The augmentation's fields as one value."""
         return Augmentation(self.rotate, self.zoom, self.shift, self.flip, self.cutout)
 
+    @functools.cached_property
+    def objective(self) -> Objective:
+        """The sum of losses that `loss` and `margin` describe."""
+        return parse(self.loss, self.margin)
+
     @property
     def margin_value(self) -> Margin:
-        """The `Margin` that loss, margin, beyond_pi and gradient describe."""
-        which, default, _ = LOSSES[self.loss]
-        fields: dict[str, Any] = {"beyond_pi": self.beyond_pi, "gradient": self.gradient}
-        if which:
-            fields[which] = default if self.margin is None else self.margin
-        return Margin(**fields)
+        """The `Margin` that loss, margin, beyond_pi and gradient describe; none where the loss is no margin softmax."""
+        return self.objective.margin(self.beyond_pi, self.gradient) or Margin()
+
+    @property
+    def scale_value(self) -> float:
+        """The scale, 16 where none is given."""
+        return 16.0 if self.scale is None else self.scale
 
     def __post_init__(self) -> None:
         for field, known in (
             ("backbone", BACKBONE_NAMES),
-            ("loss", tuple(LOSSES)),
             ("optimizer", OPTIMIZERS),
             ("schedule", SCHEDULES),
             ("precision", PRECISIONS),
@@ -130,11 +133,17 @@ class TrainConfig:
             ("width", self.width > 0, "> 0"),
             ("embedding_dim", self.embedding_dim >= 2, "at least 2 (in one dimension there are two directions)"),
             ("dropout", 0 <= self.dropout < 1, "at least 0 and below 1"),
-            ("scale", self.scale > 0, "> 0"),
+            ("scale", self.scale is None or self.scale > 0, "> 0"),
             ("subcenters", self.subcenters >= 1, "at least 1"),
             ("label_smoothing", 0 <= self.label_smoothing < 1, "at least 0 and below 1"),
             ("epochs", self.epochs >= 0, "at least 0"),
             ("batch_size", self.batch_size >= 2, "at least 2 (batch norm needs two examples)"),
+            (
+                "classes_per_batch",
+                self.classes_per_batch == 0
+                or (self.classes_per_batch >= 2 and self.batch_size % self.classes_per_batch == 0),
+                f"0, or at least 2 and divide --batch-size, {self.batch_size}",
+            ),
             ("learning_rate", self.learning_rate > 0, "> 0"),
             ("momentum", 0 <= self.momentum < 1, "at least 0 and below 1"),
             ("weight_decay", self.weight_decay >= 0, "at least 0"),
@@ -151,33 +160,28 @@ class TrainConfig:
             if not ok or (isinstance(value, float) and not math.isfinite(value)):
                 finite = " and finite" if ok else ""
                 raise UserError(f"--{_flag(field)} is {value}; it must be {rule}{finite}")
-        self._check_margin()
+        self._check_effects()
 
-    def _check_margin(self) -> None:
-        which, _, largest = LOSSES[self.loss]
-        if not which:
-            for field, without_effect in (
-                ("margin", self.margin is not None),
-                ("beyond_pi", self.beyond_pi != "monotone"),
-                ("gradient", self.gradient != "exact"),
-                ("margin_warmup_epochs", self.margin_warmup_epochs != 0),
-            ):
-                if without_effect:
-                    raise UserError(f"--{_flag(field)} has no effect on --loss {self.loss}, which has no margin")
-        elif self.margin is not None:
-            smallest = 1.0 if which == "m1" else 0.0
-            if not smallest <= self.margin < largest:
-                unit = {"m1": "a factor", "m2": "in radians", "m3": "in units of cosine"}[which]
-                raise UserError(
-                    f"--margin is {self.margin:g}; for --loss {self.loss} it must be at least {smallest:g} "
-                    f"and below {largest:.4g} ({unit})"
-                )
-        if which == "m1" and self.beyond_pi == "linear":
-            raise UserError("--beyond-pi linear is not defined for --loss sphereface; use monotone or wrap")
-        if which == "m3" and self.beyond_pi != "monotone":
-            raise UserError(f"--beyond-pi has no effect on --loss {self.loss}, whose angle never exceeds pi")
-        if which == "m3" and self.gradient != "exact":
-            raise UserError(f"--gradient has no effect on --loss {self.loss}, whose two gradients are the same")
+    def _check_effects(self) -> None:
+        takes = self.objective.takes
+        for field, given in (
+            ("scale", self.scale is not None),
+            ("margin_warmup_epochs", self.margin_warmup_epochs != 0),
+            ("beyond_pi", self.beyond_pi != "monotone"),
+            ("gradient", self.gradient != "exact"),
+            ("subcenters", self.subcenters != 1),
+            ("label_smoothing", self.label_smoothing != 0),
+        ):
+            if given and field not in takes:
+                raise UserError(f"--{_flag(field)} has no effect on --loss {self.loss}")
+        if self.beyond_pi == "linear" and (term := self.objective.classifier) and term.loss.margin:
+            margin = self.objective.margin()
+            if margin is not None and margin.m1 != 1:
+                raise UserError(f"--beyond-pi linear is not defined for --loss {self.loss}; use monotone or wrap")
+        if "subcenter" in self.objective.names and self.subcenters == 1:
+            raise UserError("--loss subcenter needs --subcenters of at least 2")
+        if self.subcenters > 1 and (flat := self.objective.names & {"inter", "mhe"}):
+            raise UserError(f"--subcenters {self.subcenters}: {min(flat)} in --loss {self.loss} is defined for 1 only")
 
 
 def _flag(field: str) -> str:
@@ -217,9 +221,15 @@ RECIPES = {
 def recipe(dataset: str, loss: str = "arcface") -> TrainConfig:
     """The defaults for a data set and a loss; for a folder of the user's own, those of `TrainConfig`."""
     defaults = RECIPES.get(dataset) or TrainConfig(dataset=dataset)
-    if loss == "norm_softmax":  # no margin that could grow
-        defaults = dataclasses.replace(defaults, margin_warmup_epochs=0.0)
-    return dataclasses.replace(defaults, loss=loss)
+    objective = parse(loss)
+    changes: dict[str, Any] = {}
+    if "margin_warmup_epochs" not in objective.takes:
+        changes["margin_warmup_epochs"] = 0.0
+    if "subcenter" in objective.names:
+        changes["subcenters"] = 3
+    if objective.classifier is None:
+        changes["classes_per_batch"] = 8
+    return dataclasses.replace(defaults, loss=loss, **changes)
 
 
 def from_dict(

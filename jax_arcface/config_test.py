@@ -3,13 +3,16 @@
 import dataclasses
 import json
 import math
+import re
 
 import pytest
 
 from jax_arcface import config as configs
 from jax_arcface.config import TrainConfig
 from jax_arcface.errors import UserError
+from jax_arcface.objective import LOSSES
 
+LOSSES_ALONE = [name for name, loss in LOSSES.items() if loss.kind != "regulariser"]
 OTHER = {
     "dataset": "mnist",
     "backbone": "resnet20",
@@ -29,7 +32,9 @@ def test_json_and_back_is_the_same(config, tmp_path):
 
 
 @pytest.mark.parametrize("dataset", ["digits", "mnist", "cifar10"])
-@pytest.mark.parametrize("loss", ["arcface", "cosface", "sphereface", "norm_softmax"])
+@pytest.mark.parametrize(
+    "loss", [*LOSSES_ALONE, "arcface+intra+inter", "softmax+center:0.01", "cm1", "sphereface_plus"]
+)
 def test_every_data_set_has_valid_defaults_for_every_loss(dataset, loss):
     config = configs.recipe(dataset, loss)
     assert (config.dataset, config.loss) == (dataset, loss)
@@ -48,8 +53,58 @@ def test_file_starts_from_the_defaults_of_its_data_set(tmp_path):
     assert configs.read(path) == dataclasses.replace(configs.recipe("digits"), seed=5)
 
 
-def test_file_with_a_loss_without_margin():
+def test_defaults_that_follow_from_the_loss():
+    assert configs.from_dict({"loss": "arcface+intra"}) == dataclasses.replace(
+        configs.recipe("digits"), loss="arcface+intra"
+    )
     assert configs.from_dict({"loss": "norm_softmax"}).margin_warmup_epochs == 0
+    assert configs.from_dict({"loss": "magface"}).margin_warmup_epochs == 3
+    assert configs.recipe("mnist", "subcenter").subcenters == 3
+    assert configs.recipe("mnist", "triplet").classes_per_batch == 8
+    assert configs.recipe("mnist", "arcface+triplet").classes_per_batch == 0
+
+
+# For each flag, losses on which it has an effect, and on which it has none.
+@pytest.mark.parametrize(
+    ("field", "value", "works", "fails"),
+    [
+        (
+            "scale",
+            16.0,
+            ["arcface", "magface+intra", "norm_softmax"],
+            ["softmax", "a_softmax+mhe", "adacos", "triplet"],
+        ),
+        (
+            "margin_warmup_epochs",
+            1.0,
+            ["arcface", "adaface", "elastic_cosface"],
+            ["norm_softmax", "a_softmax", "triplet"],
+        ),
+        ("beyond_pi", "wrap", ["arcface", "cm2", "curricularface"], ["cosface", "adaface", "softmax", "supcon"]),
+        ("gradient", "straight_through", ["subcenter", "combined"], ["cosface", "magface", "circle"]),
+        ("label_smoothing", 0.1, ["softmax", "adacos", "arcface+triplet"], ["triplet", "contrastive+supcon"]),
+        ("subcenters", 2, ["arcface", "adacos", "arcface+intra"], ["softmax", "modified_softmax", "triplet"]),
+    ],
+)
+def test_a_flag_without_effect_is_an_error(field, value, works, fails):
+    for loss in works:
+        subcenters = {"subcenters": 2} if loss == "subcenter" else {}
+        TrainConfig(loss=loss, **(subcenters | {field: value}))
+    for loss in fails:
+        with pytest.raises(
+            UserError, match=rf"^--{field.replace('_', '-')} has no effect on --loss {re.escape(loss)}$"
+        ):
+            TrainConfig(loss=loss, **{field: value})
+
+
+def test_subcenters_and_losses():
+    with pytest.raises(UserError, match="subcenter needs --subcenters of at least 2"):
+        TrainConfig(loss="subcenter")
+    with pytest.raises(UserError, match=r"--subcenters 2: inter in --loss arcface.inter is defined for 1 only"):
+        TrainConfig(loss="arcface+inter", subcenters=2)
+    with pytest.raises(UserError, match="--beyond-pi linear is not defined for --loss cm2"):
+        TrainConfig(loss="cm2", beyond_pi="linear")
+    assert TrainConfig(loss="cm1", beyond_pi="linear").margin_value.beyond_pi == "linear"
 
 
 @pytest.mark.parametrize(("field", "value"), [("learning_rate", 1), ("margin", None), ("image_size", 8)])
@@ -98,6 +153,7 @@ def test_margin_value(loss, margin, formula):
         ("label_smoothing", [0.0, 0.999], [-0.001, 1.0, math.nan]),
         ("epochs", [0], [-1]),
         ("batch_size", [2], [1, 0]),
+        ("classes_per_batch", [0, 2, 64], [-2, 1, 3, 128]),
         ("learning_rate", [1e-9], [0.0, -1.0, math.inf, math.nan]),
         ("momentum", [0.0, 0.999], [-0.001, 1.0, math.nan]),
         ("weight_decay", [0.0], [-0.001, math.inf, math.nan]),

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import jax
+import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
 from jax_arcface.losses import cosines, margin_logits, margin_softmax_loss
 from jax_arcface.margins import Margin
+
+if TYPE_CHECKING:
+    from jax_arcface.objective import Objective
 
 
 class ArcFaceHead(nnx.Module):
@@ -63,3 +69,34 @@ class ArcFaceHead(nnx.Module):
         """`margin_softmax_loss` of embeddings [B, D] and labels [B] with this head's prototypes: a scalar."""
         prototypes = self.prototypes[...]
         return margin_softmax_loss(embeddings, prototypes, labels, self.margin, self.scale, label_smoothing)
+
+
+class ClassMeans(nnx.Variable):
+    """Prototypes that are measured, not trained: the classes' mean embeddings."""
+
+
+class Head(nnx.Module):
+    """What the losses of a training own: prototypes, and with `softmax` a bias, with `center_learnt` the centres.
+
+    Args:
+      objective: which losses. Where there are pair losses alone, the prototypes are `ClassMeans`.
+      embedding_dim: D.
+      num_classes: C.
+      subcenters: K, prototypes a class.
+      rngs: initial prototypes are uniform in +-sqrt(3 / D), from its stream `params`.
+
+    >>> from jax_arcface.objective import parse
+    >>> head = Head(parse("softmax"), 8, 10, rngs=nnx.Rngs(0))
+    >>> head.prototypes.shape, head.bias.shape
+    ((10, 8), (10,))
+    """
+
+    def __init__(
+        self, objective: Objective, embedding_dim: int, num_classes: int, subcenters: int = 1, *, rngs: nnx.Rngs
+    ):
+        prototypes = ArcFaceHead(embedding_dim, num_classes, subcenters=subcenters, rngs=rngs).prototypes
+        self.prototypes = prototypes if objective.classifier else ClassMeans(prototypes[...])
+        if "softmax" in objective.names:
+            self.bias = nnx.Param(jnp.zeros(num_classes))
+        if "center_learnt" in objective.names:
+            self.centers = nnx.Param(jnp.zeros((num_classes, embedding_dim)))

@@ -29,7 +29,7 @@ def normalize(vectors: ArrayLike) -> Array:
     Array([[0.6, 0.8],
            [0. , 0. ]], dtype=float32)
     """
-    x = _widen(jnp.asarray(vectors))
+    x = widened(jnp.asarray(vectors))
     largest = jax.lax.stop_gradient(jnp.max(jnp.abs(x), axis=-1, keepdims=True))
     is_zero = largest < _SMALLEST  # false for NaN, which goes on
     # now at most 4, so that squares stay in range; one over a divisor above 1 / tiny would be flushed to zero
@@ -37,6 +37,29 @@ def normalize(vectors: ArrayLike) -> Array:
     x = jnp.where(is_zero, 0, x / jnp.clip(largest, _SMALLEST, 1 / tiny))
     squares = jnp.sum(x * x, axis=-1, keepdims=True)
     return x / jnp.sqrt(jnp.where(is_zero, 1, squares))
+
+
+def lengths(vectors: ArrayLike) -> Array:
+    """The lengths |v| of vectors.
+
+    Args:
+      vectors: [..., D], any float dtype. Neither large nor small entries overflow or underflow.
+
+    Returns:
+      [...] in float32 (float64 for float64). A zero vector (largest magnitude below 2^-100) has length 0 and takes no
+      gradient.
+
+    >>> lengths(jnp.array([[3.0, 4.0], [0.0, 0.0]]))
+    Array([5., 0.], dtype=float32)
+    """
+    x = widened(jnp.asarray(vectors))
+    largest = jax.lax.stop_gradient(jnp.max(jnp.abs(x), axis=-1, keepdims=True))
+    is_zero = largest < _SMALLEST
+    tiny = float(jnp.finfo(jnp.result_type(x, jnp.float32)).tiny)
+    largest = jnp.clip(largest, _SMALLEST, 1 / tiny)  # as in `normalize`
+    scaled = jnp.where(is_zero, 0, x / largest)
+    squares = jnp.sum(scaled * scaled, axis=-1)
+    return jnp.where(is_zero, 0, largest)[..., 0] * jnp.sqrt(jnp.where(is_zero[..., 0], 1, squares))
 
 
 def cosines(embeddings: ArrayLike, prototypes: ArrayLike) -> Array:
@@ -82,7 +105,12 @@ def _cosines(embeddings: Array, prototypes: Array) -> Array:
 
 
 def margin_logits(
-    embeddings: ArrayLike, prototypes: ArrayLike, labels: ArrayLike, margin: Margin, scale: ArrayLike = 64.0
+    embeddings: ArrayLike,
+    prototypes: ArrayLike,
+    labels: ArrayLike,
+    margin: Margin,
+    scale: ArrayLike = 64.0,
+    filter_above: float | None = None,
 ) -> Array:
     """Logits with the margin on each example's own class: s psi(theta_y), and s cos(theta_j) elsewhere.
 
@@ -92,8 +120,10 @@ def margin_logits(
       embeddings: [B, D], any float dtype; only their direction counts.
       prototypes: [C, D], or [C, K, D] with K sub-centres a class; only their direction counts.
       labels: [B], integers in [0, C).
-      margin: see `Margin`.
+      margin: see `Margin`; its numbers may be arrays [B], one for each example.
       scale: s, > 0, a scalar (checked where it is known outside jit).
+      filter_above: a wrong class whose cosine exceeds this gets the logit 0 and no gradient: likely the same person
+        under another name (inter-class filtering, as in the training code of ArcFace's authors). None filters nothing.
 
     Returns:
       [B, C] in float32 (float64 for float64). Inside jit and vmap labels cannot be looked at: an
@@ -111,19 +141,24 @@ def margin_logits(
     labels = _checked_labels(labels, len(embeddings), len(prototypes))
     if isinstance(scale, (int, float, np.number)) and not scale > 0:
         raise ValueError(f"scale is {scale}; it must be > 0")
-    return _margin_logits(embeddings, prototypes, labels, margin, scale)
+    return _margin_logits(embeddings, prototypes, labels, margin, scale, filter_above)
 
 
 @jax.jit
-def _margin_logits(embeddings: Array, prototypes: Array, labels: Array, margin: Margin, scale: Array) -> Array:
+def _margin_logits(
+    embeddings: Array, prototypes: Array, labels: Array, margin: Margin, scale: Array, filter_above: Array | None
+) -> Array:
     cosine = _cosines(embeddings, prototypes)
-    return jax.vmap(_example_cosines, in_axes=(0, 0, None))(cosine, labels, margin) * scale
+    margin = jax.tree.map(lambda m: jnp.broadcast_to(m, labels.shape), margin)
+    return jax.vmap(_example_cosines, in_axes=(0, 0, 0, None))(cosine, labels, margin, filter_above) * scale
 
 
-def _example_cosines(cosine: Array, label: Array, margin: Margin) -> Array:
+def _example_cosines(cosine: Array, label: Array, margin: Margin, filter_above: Array | None) -> Array:
     """One example's cosines [C], with psi(theta) in its label's place."""
     classes = cosine.shape[0]
     is_target = jnp.arange(classes) == label
+    if filter_above is not None:
+        cosine = jnp.where((cosine > filter_above) & ~is_target, 0, cosine)
     with_margin = jnp.where(is_target, target_cosine(cosine[label.clip(0, classes - 1)], margin), cosine)
     # a product, so that the gradient becomes NaN as well
     return with_margin * jnp.where((label >= 0) & (label < classes), 1, jnp.nan)
@@ -136,11 +171,12 @@ def margin_softmax_loss(
     margin: Margin,
     scale: ArrayLike = 64.0,
     label_smoothing: float = 0.0,
+    filter_above: float | None = None,
 ) -> Array:
     """The margin softmax loss, the mean over the batch: cross entropy of `margin_logits` (ArcFace, equation 4).
 
     Args:
-      embeddings, prototypes, labels, margin, scale: as in `margin_logits`.
+      embeddings, prototypes, labels, margin, scale, filter_above: as in `margin_logits`.
       label_smoothing: the share of the target distribution that is spread evenly over all classes, in [0, 1).
 
     Returns:
@@ -153,7 +189,8 @@ def margin_softmax_loss(
     >>> print(margin_softmax_loss(x, w, jnp.array([0]), Margin.cosface(0.35), scale=1.0).round(4))  # log(1 + e^-0.65)
     0.4201
     """
-    return softmax_loss(margin_logits(embeddings, prototypes, labels, margin, scale), labels, label_smoothing)
+    logits = margin_logits(embeddings, prototypes, labels, margin, scale, filter_above)
+    return softmax_loss(logits, labels, label_smoothing)
 
 
 def softmax_loss(logits: ArrayLike, labels: ArrayLike, label_smoothing: float = 0.0) -> Array:
@@ -185,6 +222,108 @@ def softmax_loss(logits: ArrayLike, labels: ArrayLike, label_smoothing: float = 
     return jnp.mean(losses * jnp.where((labels >= 0) & (labels < logits.shape[1]), 1, jnp.nan))
 
 
+def linear_softmax_loss(
+    embeddings: ArrayLike, weights: ArrayLike, bias: ArrayLike, labels: ArrayLike, label_smoothing: float = 0.0
+) -> Array:
+    """Softmax loss of a linear layer, nothing normalised: cross entropy of W_j . x + b_j (ArcFace, equation 1).
+
+    Args:
+      embeddings: [B, D], any float dtype.
+      weights: W, [C, D]. bias: b, [C].
+      labels, label_smoothing: as in `softmax_loss`, which tells what is raised.
+
+    Returns:
+      A scalar, float32 (float64 for float64).
+
+    >>> x, w = jnp.array([[2.0, 0.0]]), jnp.array([[1.0, 0.0], [0.0, 1.0]])
+    >>> print(linear_softmax_loss(x, w, jnp.zeros(2), jnp.array([0])).round(4))  # log(1 + e^-2)
+    0.1269
+    """
+    return softmax_loss(linear_logits(embeddings, weights, bias), labels, label_smoothing)
+
+
+def linear_logits(embeddings: ArrayLike, weights: ArrayLike, bias: ArrayLike) -> Array:
+    """W_j . x + b_j, [B, C], of embeddings x [B, D], weights W [C, D] and bias b [C].
+
+    Raises:
+      ValueError: shapes that do not fit.
+
+    >>> linear_logits(jnp.array([[2.0, 0.0]]), jnp.array([[1.0, 0.0], [0.0, 1.0]]), jnp.array([0.0, 0.5]))
+    Array([[2. , 0.5]], dtype=float32)
+    """
+    embeddings, weights = _checked_vectors(embeddings, weights)
+    bias = jnp.asarray(bias)
+    if weights.ndim != 2 or bias.shape != weights.shape[:1]:
+        raise ValueError(f"weights {weights.shape} and bias {bias.shape} do not fit: they must be [C, D] and [C]")
+    return jnp.matmul(widened(embeddings), widened(weights).T, precision=jax.lax.Precision.HIGHEST) + widened(bias)
+
+
+def modified_softmax_loss(
+    embeddings: ArrayLike, prototypes: ArrayLike, labels: ArrayLike, label_smoothing: float = 0.0
+) -> Array:
+    """Modified softmax loss: cross entropy of |x| cos(theta_j) (SphereFace, Liu et al., CVPR 2017, equation 4).
+
+    Args:
+      embeddings: [B, D], any float dtype; their length counts.
+      prototypes: [C, D]; only their direction counts.
+      labels, label_smoothing: as in `softmax_loss`, which tells what is raised.
+
+    Returns:
+      A scalar, float32 (float64 for float64).
+
+    >>> x, w = jnp.array([[2.0, 0.0]]), jnp.array([[9.0, 0.0], [0.0, 9.0]])
+    >>> print(modified_softmax_loss(x, w, jnp.array([0])).round(4))  # log(1 + e^-2)
+    0.1269
+    """
+    return softmax_loss(lengths(embeddings)[:, None] * cosines(embeddings, prototypes), labels, label_smoothing)
+
+
+def a_softmax_loss(
+    embeddings: ArrayLike,
+    prototypes: ArrayLike,
+    labels: ArrayLike,
+    m: int = 4,
+    lam: ArrayLike = 5.0,
+    label_smoothing: float = 0.0,
+) -> Array:
+    """A-Softmax: cross entropy with |x| (lambda cos(theta) + psi(theta)) / (1 + lambda) for the example's own class.
+
+    psi(theta) = (-1)^k cos(m theta) - 2k for theta in [k pi / m, (k + 1) pi / m]; the other classes have
+    |x| cos(theta_j). SphereFace (Liu et al., CVPR 2017), equation 7, with the annealing of its published training.
+
+    Args:
+      embeddings: [B, D], any float dtype; their length counts.
+      prototypes: [C, D]; only their direction counts.
+      labels, label_smoothing: as in `softmax_loss`, which tells what is raised.
+      m: the multiplicative margin, a whole number.
+      lam: lambda, >= 0; see `annealed_lambda`.
+
+    Returns:
+      A scalar, float32 (float64 for float64).
+
+    Raises:
+      ValueError: as `margin_logits`; and an m that is not a whole number above 0.
+
+    >>> x, w = jnp.array([[0.0, 2.0]]), jnp.array([[1.0, 0.0], [0.0, 1.0]])
+    >>> print(a_softmax_loss(x, w, jnp.array([0]), m=4, lam=0.0).round(3))  # psi(pi/2) = 1 - 4: log(1 + e^8)
+    8.0
+    """
+    if m < 1 or m != int(m):
+        raise ValueError(f"m is {m}; the margin of A-Softmax must be a whole number of at least 1")
+    psi = margin_logits(embeddings, prototypes, labels, Margin.sphereface(m), scale=1.0)
+    annealed = (lam * cosines(embeddings, prototypes) + psi) / (1 + lam)
+    return softmax_loss(lengths(embeddings)[:, None] * annealed, labels, label_smoothing)
+
+
+def annealed_lambda(step: ArrayLike, first: float = 1000.0, last: float = 5.0, decay: float = 0.12) -> Array:
+    """lambda of A-Softmax in step t, from 0: max(last, first / (1 + decay t)), as in SphereFace's published training.
+
+    >>> print(annealed_lambda(jnp.array([0, 75, 10000])))
+    [1000.  100.    5.]
+    """
+    return jnp.maximum(last, first / (1 + decay * jnp.asarray(step, float)))
+
+
 def _checked_labels(labels: ArrayLike, batch: int, classes: int) -> Array:
     if not isinstance(labels, Array):
         labels = np.asarray(labels)  # looked at before 64 bits become 32
@@ -202,7 +341,7 @@ def _checked_labels(labels: ArrayLike, batch: int, classes: int) -> Array:
     return jnp.asarray(labels, jnp.int32)
 
 
-def _widen(x: Array) -> Array:
+def widened(x: Array) -> Array:
     """To float32 (float64 stays), with a gradient that saturates where it does not fit a narrow dtype."""
     return _widen_narrow(x) if x.dtype in (jnp.float16, jnp.bfloat16) else x
 

@@ -13,7 +13,19 @@ from hypothesis import strategies as st
 from jax.test_util import check_grads
 from scipy.special import log_softmax
 
-from jax_arcface.losses import cosines, margin_logits, margin_softmax_loss, normalize, softmax_loss
+from jax_arcface.losses import (
+    a_softmax_loss,
+    annealed_lambda,
+    cosines,
+    lengths,
+    linear_logits,
+    linear_softmax_loss,
+    margin_logits,
+    margin_softmax_loss,
+    modified_softmax_loss,
+    normalize,
+    softmax_loss,
+)
 from jax_arcface.margins import Margin
 
 BATCH, CLASSES, DIMENSION = 5, 6, 4
@@ -165,10 +177,10 @@ def test_gradients_of_margin_and_scale_match_finite_differences():
 def awkward(dtype):
     """Embeddings [B, D], prototypes [C, D], labels: the corners of the dtype, each towards and away from its class."""
     largest, tiny = float(jnp.finfo(dtype).max), float(jnp.finfo(dtype).smallest_subnormal)
-    lengths = [1.0, 0.0, largest, tiny, float(jnp.finfo(dtype).tiny), 1e30, 1e-35, 1e-30]
-    lengths = [length for length in lengths if length <= largest]
+    sizes = [1.0, 0.0, largest, tiny, float(jnp.finfo(dtype).tiny), 1e30, 1e-35, 1e-30]
+    sizes = [length for length in sizes if length <= largest]
     directions = np.array([[1, 0, 0, 0], [1, 1, 1, 1], [1, -1, 0, 0]])
-    rows = [sign * length * d for d in directions for length in lengths for sign in (1, -1)]
+    rows = [sign * length * d for d in directions for length in sizes for sign in (1, -1)]
     prototypes = np.array([*directions, 0 * directions[0], largest * directions[1], tiny * directions[2]])
     pairs = list(itertools.product(rows, range(len(prototypes))))
     x, labels = np.array([row for row, _ in pairs]), np.array([label for _, label in pairs])
@@ -398,13 +410,13 @@ def test_of_equal_subcentres_the_first_takes_the_gradient():
 # Properties -------------------------------------------------------------------------------------------------------
 
 seeds = st.integers(0, 10_000)
-lengths = st.floats(-20, 20).map(lambda e: 10.0**e)
+powers = st.floats(-20, 20).map(lambda e: 10.0**e)
 some_margins = st.sampled_from(MARGINS).map(lambda m: Margin(*m))
 few = settings(max_examples=30, deadline=None, derandomize=True)
 
 
 @few
-@given(seeds, some_margins, st.lists(lengths, min_size=BATCH + CLASSES, max_size=BATCH + CLASSES))
+@given(seeds, some_margins, st.lists(powers, min_size=BATCH + CLASSES, max_size=BATCH + CLASSES))
 def test_lengths_do_not_count(seed, margin, factors):
     with jax.enable_x64(True):
         x, w = example(seed)
@@ -479,3 +491,131 @@ def test_either_float64_makes_float64():
     for x_dtype, w_dtype in itertools.product([np.float32, np.float64], repeat=2):
         cosine = jax.eval_shape(cosines, x.astype(x_dtype), w.astype(w_dtype))
         assert cosine.dtype == max(np.dtype(x_dtype), np.dtype(w_dtype))
+
+
+def numpy_cross_entropy(logits, labels, smoothing=0.0):
+    logs = log_softmax(logits, axis=1)
+    target = (1 - smoothing) * np.eye(logs.shape[1])[labels] + smoothing / logs.shape[1]
+    return -(target * logs).sum(axis=1).mean()
+
+
+def numpy_a_softmax(x, w, labels, m, lam):
+    """SphereFace's equation 7, with its annealing, an entry at a time."""
+    cosine, logits = numpy_cosines(x, w), np.zeros((len(x), len(w)))
+    for i, j in np.ndindex(logits.shape):
+        length, theta = np.sqrt(np.float64(x[i]) @ np.float64(x[i])), np.arccos(np.clip(cosine[i, j], -1, 1))
+        if j == labels[i]:
+            k = int(theta * m / np.pi)
+            psi = (-1) ** k * np.cos(m * theta) - 2 * k
+            logits[i, j] = length * (lam * np.cos(theta) + psi) / (1 + lam)
+        else:
+            logits[i, j] = length * np.cos(theta)
+    return logits
+
+
+@functools.partial(jax.jit, static_argnums=4)
+def _unscaled_losses(x, w, bias, lam, m):
+    """linear, modified and A-Softmax, with the sum's gradients."""
+
+    def all_of_them(x, w, bias):
+        return jnp.stack([
+            linear_softmax_loss(x, w, bias, LABELS, 0.1),
+            modified_softmax_loss(x, w, LABELS, 0.1),
+            a_softmax_loss(x, w, LABELS, m, lam, 0.1),
+        ])  # fmt: skip
+
+    return all_of_them(x, w, bias), jax.jacrev(all_of_them, argnums=(0, 1, 2))(x, w, bias)
+
+
+@pytest.mark.parametrize("m", [1, 4])
+def test_losses_with_the_embeddings_own_length_match_numpy(x64, m):
+    x, w = example(3)
+    bias = np.random.default_rng(4).normal(size=CLASSES)
+
+    def oracle(number, x, w, bias):
+        logits = [
+            lambda: x @ w.T + bias,
+            lambda: np.linalg.norm(x, axis=1, keepdims=True) * numpy_cosines(x, w),
+            lambda: numpy_a_softmax(x, w, LABELS, m, 2.5),
+        ][number]()
+        return numpy_cross_entropy(logits, LABELS, 0.1)
+
+    losses, (dx, dw, db) = _unscaled_losses(x, w, bias, 2.5, m)
+    for number in range(3):
+        np.testing.assert_allclose(losses[number], oracle(number, x, w, bias), rtol=1e-12)
+        expected = numpy_gradient(lambda x, n=number: oracle(n, x, w, bias), x)
+        np.testing.assert_allclose(dx[number], expected, atol=1e-6 * np.abs(expected).max())
+        expected = numpy_gradient(lambda w, n=number: oracle(n, x, w, bias), w)
+        np.testing.assert_allclose(dw[number], expected, atol=1e-6 * np.abs(expected).max())
+    np.testing.assert_allclose(db[0], numpy_gradient(lambda b: oracle(0, x, w, b), bias), atol=1e-7)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16, jnp.float32])
+def test_losses_with_the_embeddings_own_length_are_finite(dtype):
+    x, w = example(5)
+    x[0], x[1], x[2], w[5] = 0, 3 * w[1], -w[1], 0
+    losses, gradients = _unscaled_losses(jnp.asarray(x, dtype), jnp.asarray(w, dtype), jnp.zeros(CLASSES), 0.0, 4)
+    assert all(np.isfinite(np.float32(part)).all() for part in (losses, *gradients))
+    assert losses.dtype == jnp.float32
+    assert gradients[0].dtype == dtype
+
+
+def test_a_softmax_wants_a_whole_margin():
+    x, w = example()
+    for m in (0, 2.5):
+        with pytest.raises(ValueError, match="must be a whole number of at least 1"):
+            a_softmax_loss(x, w, LABELS, m)
+
+
+def test_bias_must_fit():
+    x, w = example()
+    for weights, bias in ((w, np.zeros(3)), (w[:, None], np.zeros(CLASSES))):
+        with pytest.raises(ValueError, match=r"must be \[C, D\] and \[C\]"):
+            linear_logits(x, weights, bias)
+
+
+def test_lambda_falls_as_in_the_published_training():
+    steps = np.array([0, 1, 10, 1657, 1659, 10**6])
+    expected = [max(5.0, 1000.0 * (1 + 0.12 * t) ** -1) for t in steps]
+    np.testing.assert_allclose(annealed_lambda(steps), expected, rtol=1e-6)
+    np.testing.assert_allclose(annealed_lambda(steps, 10.0, 1.0, 1.0), np.maximum(1, 10 / (1 + steps)), rtol=1e-6)
+
+
+@pytest.mark.parametrize("exponent", [-25, 0, 37])
+def test_lengths_match_numpy_and_their_gradient_is_the_unit_vector(exponent):
+    x = (np.random.default_rng(0).normal(size=(4, 3)) * 10.0**exponent).astype(np.float32)
+    x[2] = 0
+    length, pull = jax.vjp(lengths, x)
+    exact = np.linalg.norm(np.float64(x), axis=1)
+    np.testing.assert_allclose(length, exact, rtol=3e-7)
+    unit = np.divide(np.float64(x), exact[:, None], where=exact[:, None] > 0, out=np.zeros_like(x, np.float64))
+    np.testing.assert_allclose(pull(jnp.ones(4))[0], unit, atol=3e-7)
+
+
+def test_a_margin_for_each_example_is_that_example_alone(x64):
+    x, w = example(1)
+    m2 = np.array([0.5, 0.1, 0.9, 0.0, 0.3])
+    together = margin_logits(x, w, LABELS, Margin(m2=jnp.asarray(m2)))
+    for i in range(BATCH):
+        expected = numpy_logits(x[i : i + 1], w, LABELS[i : i + 1], (1.0, m2[i], 0.0))
+        np.testing.assert_allclose(together[i : i + 1], expected, rtol=1e-12, atol=1e-12)
+
+
+def test_filtered_classes_have_the_logit_zero_and_no_gradient(x64):
+    x, w = example(2)
+    cosine = numpy_cosines(x, w)
+    threshold = np.sort(cosine.ravel())[-8]  # seven cosines are above it
+    wrong = (cosine > threshold) & (np.arange(CLASSES) != LABELS[:, None])
+    assert 0 < wrong.sum() < 8
+    margin = (1.0, 0.5, 0.0)
+    expected = np.where(wrong, 0, numpy_logits(x, w, LABELS, margin))
+
+    def logits(x, w):
+        return margin_logits(x, w, LABELS, Margin.arcface(0.5), filter_above=threshold)
+
+    np.testing.assert_allclose(logits(x, w), expected, rtol=1e-12, atol=1e-12)
+    d_logits = jax.jacrev(logits)(x, w)
+    assert not np.abs(d_logits[wrong]).any()
+    assert (np.abs(d_logits[~wrong]).max(axis=(1, 2)) > 0).all()
+    loss = margin_softmax_loss(x, w, LABELS, Margin.arcface(0.5), filter_above=threshold)
+    np.testing.assert_allclose(loss, numpy_cross_entropy(expected, LABELS), rtol=1e-12)

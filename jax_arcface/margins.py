@@ -29,7 +29,8 @@ class Margin:
     """The combined margin: the target's logit is s (cos(m1 theta + m2) - m3) (ArcFace, equation 4).
 
     All three act together. A `Margin` is a pytree whose leaves are m1, m2 and m3, so that it can be an argument of a
-    jitted function and be mapped over by `jax.vmap`; as a plain value it is hashable.
+    jitted function and be mapped over by `jax.vmap`; as a plain value it is hashable. An array [B] in place of a number
+    gives each example of a batch its own.
 
     Args:
       m1: multiplicative angular margin, > 0 (SphereFace); 1 is none.
@@ -118,7 +119,43 @@ def target_cosine(cosine: Array, margin: Margin) -> Array:
     return _psi(cosine, m1, m2, m3, margin.beyond_pi)
 
 
-def _sin_and_phi(cosine: Array, m1: Array, m2: Array) -> tuple[Array, Array, Array]:
+def angles(cosine: Array) -> Array:
+    """theta = arccos(cosine), in radians, with a derivative that is finite everywhere.
+
+    Args:
+      cosine: any shape, float32 or float64; values outside [-1, 1], as rounding makes them, count as the nearest end.
+
+    Returns:
+      theta in [0, pi], in the shape and dtype of `cosine`. At cosine = +-1 its derivative is the one at the
+      representable number next to it.
+
+    >>> import jax.numpy as jnp
+    >>> angles(jnp.array([1.0, 0.0]))
+    Array([0.       , 1.5707964], dtype=float32)
+    """
+    return _theta(cosine)
+
+
+@jax.custom_jvp
+def _theta(cosine: Array) -> Array:
+    _, theta, _ = _sin_and_phi(jnp.clip(cosine, -1, 1), 1.0, 0.0)
+    return theta
+
+
+@_theta.defjvp
+def _theta_jvp(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
+    (cosine,), (d_cosine,) = primals, tangents
+    sin, _, _ = _sin_and_phi(_inside(cosine), 1.0, 0.0)
+    return _theta(cosine), -d_cosine / sin
+
+
+def _inside(cosine: Array) -> Array:
+    """The cosine, or the number next to +-1 where it is there or beyond."""
+    limit = 1 - jnp.finfo(cosine.dtype).epsneg  # the largest number below 1
+    return jnp.clip(cosine, -limit, limit)
+
+
+def _sin_and_phi(cosine: Array, m1: Array | float, m2: Array | float) -> tuple[Array, Array, Array]:
     """sin(theta), theta and phi = m1 theta + m2, from cos(theta) in [-1, 1]."""
     sin = jnp.sqrt((1 - cosine) * (1 + cosine))  # 1 - cos(theta) is exact near 1: no digits are lost at small angles
     theta = jnp.arctan2(sin, cosine)
@@ -142,9 +179,7 @@ def _psi(cosine: Array, m1: Array, m2: Array, m3: Array, beyond_pi: BeyondPi) ->
 def _psi_jvp(beyond_pi: BeyondPi, primals: tuple, tangents: tuple) -> tuple[Array, Array]:
     cosine, m1, m2, m3 = primals
     d_cosine, d_m1, d_m2, d_m3 = tangents
-    limit = 1 - jnp.finfo(cosine.dtype).epsneg  # the largest number below 1
-    inner = jnp.clip(cosine, -limit, limit)
-    sin, theta, phi = _sin_and_phi(inner, m1, m2)
+    sin, theta, phi = _sin_and_phi(_inside(cosine), m1, m2)
     slope = jnp.sin(phi)
     if beyond_pi == "monotone":
         slope = jnp.abs(slope)  # (-1)^k sin(phi)

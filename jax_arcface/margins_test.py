@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 
-from jax_arcface.margins import Margin, target_cosine
+from jax_arcface.margins import Margin, angles, target_cosine
 
 # (m1, m2, m3): the presets, the combinations of ArcFace's table 2, and rougher ones. m1 = 1 suits every policy.
 M1_IS_1 = [(1.0, 0.0, 0.0), (1.0, 0.5, 0.0), (1.0, 0.0, 0.35), (1.0, 0.3, 0.2), (1.0, -0.4, 0.1), (1.0, 3.0, -0.2)]
@@ -233,3 +233,22 @@ def test_float64_margins_leave_float32_cosines_float32():
     psi, (slope, d_margin) = psi_and_slopes(np.array([0.2], np.float32), margin)
     assert psi.dtype == slope.dtype == np.float32
     assert d_margin.m1.dtype == np.float64
+
+
+def test_angles_and_their_slopes_match_mpmath(dtype):
+    cosine = cosine_grid(dtype)
+    theta, slope = jax.jit(jax.vmap(jax.value_and_grad(angles)))(cosine)
+    assert theta.dtype == dtype
+    with mpmath.workdps(50):
+        limit = 1 - mpmath.mpf(float(np.finfo(dtype).epsneg))
+        exact = [float(mpmath.acos(mpmath.mpf(float(c)))) for c in cosine]
+        inner = [max(-limit, min(limit, mpmath.mpf(float(c)))) for c in cosine]
+        slopes = [float(-1 / mpmath.sqrt(1 - c * c)) for c in inner]
+    # an angle is never better known than the cosine it comes from: relative to pi
+    np.testing.assert_allclose(theta, exact, rtol=0, atol=4 * np.pi * np.finfo(dtype).eps)
+    np.testing.assert_allclose(slope, slopes, rtol=8 * np.finfo(dtype).eps)
+    assert np.isfinite(slope).all()
+
+
+def test_angles_beyond_the_ends_count_as_the_ends(dtype):
+    np.testing.assert_array_equal(angles(jnp.array([1.5, -2.0], dtype)), np.array([0, np.pi], dtype))

@@ -80,10 +80,51 @@ def draw_augmentation(augmentation: Augmentation, seed: int, epoch: int, n: int,
     return draws
 
 
+def balanced_order(
+    seed: int, epoch: int, labels: np.ndarray, num_classes: int, batch_size: int, classes_per_batch: int
+) -> np.ndarray:
+    """An epoch's examples in batches of P classes with K = batch_size / P examples each (P x K sampling).
+
+    Args:
+      labels: [N], of the training examples; every class has one.
+      classes_per_batch: P, which divides batch_size and is at most num_classes.
+
+    Returns:
+      int64 [N // batch_size, batch_size], numbers of examples, class by class.
+
+    >>> balanced_order(0, 0, np.array([0, 1, 0, 1, 2, 2]), num_classes=3, batch_size=4, classes_per_batch=2).shape
+    (1, 4)
+    """
+    n, images = len(labels), batch_size // classes_per_batch
+    order = permutation(seed, "order", epoch, n)
+    by_class = order[np.argsort(labels[order], kind="stable")]  # each class's examples in the epoch's order
+    counts = np.bincount(labels, minlength=num_classes)
+    starts, taken = np.cumsum(counts) - counts, np.zeros(num_classes, np.int64)
+    drawn = generator(seed, "classes", epoch)
+    batches = np.empty((n // batch_size, classes_per_batch, images), np.int64)
+    for batch in batches:
+        classes = np.argsort(drawn.random(num_classes), kind="stable")[:classes_per_batch]
+        places = (taken[classes, None] + np.arange(images)) % counts[classes, None]
+        batch[:] = by_class[starts[classes, None] + places]
+        taken[classes] += images
+    return batches.reshape(-1, batch_size)
+
+
 def epoch_batches(
-    augmentation: Augmentation, seed: int, epoch: int, n: int, batch_size: int, height: int, width: int
+    augmentation: Augmentation,
+    seed: int,
+    epoch: int,
+    n: int,
+    batch_size: int,
+    height: int,
+    width: int,
+    order: np.ndarray | None = None,
 ) -> Draws:
     """One epoch's batches: which examples, and the augmentation of each.
+
+    Args:
+      n: the number of training examples.
+      order: which examples, [steps, batch_size], such as `balanced_order`; a permutation of all where None.
 
     Returns:
       Arrays whose first two axes are [n // batch_size, batch_size]: `index` int32, the examples' numbers, and what
@@ -93,8 +134,9 @@ def epoch_batches(
     >>> {name: array.shape for name, array in batches.items()}
     {'index': (2, 4), 'flip': (2, 4)}
     """
-    steps = n // batch_size
-    order = permutation(seed, "order", epoch, n)[: steps * batch_size].reshape(steps, batch_size)
+    if order is None:
+        steps = n // batch_size
+        order = permutation(seed, "order", epoch, n)[: steps * batch_size].reshape(steps, batch_size)
     draws = draw_augmentation(augmentation, seed, epoch, n, height, width)
     return {"index": order.astype(np.int32)} | {name: array[order] for name, array in draws.items()}
 
@@ -102,6 +144,12 @@ def epoch_batches(
 def dropout_mask(seed: int, step: int, batch_size: int, features: int, rate: float) -> np.ndarray:
     """A step's dropout mask, bool [batch_size, features], true where a feature is kept."""
     return generator(seed, "dropout", step).random((batch_size, features)) >= rate
+
+
+def normal_draws(seed: int, step: int, batch_size: int) -> np.ndarray:
+    """A step's standard normal draws, float32 [batch_size], by the Box-Muller transform."""
+    u = generator(seed, "elastic", step).random((batch_size, 2))
+    return (np.sqrt(-2 * np.log(1 - u[:, 0])) * np.cos(2 * np.pi * u[:, 1])).astype(np.float32)
 
 
 def augment(images: Array, draws: Mapping[str, Array], mean: Array, scale: Array, augmentation: Augmentation) -> Array:

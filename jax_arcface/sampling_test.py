@@ -7,9 +7,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.ndimage
+import scipy.stats
 
 from jax_arcface import sampling
-from jax_arcface.sampling import Augmentation, augment, draw_augmentation, epoch_batches, generator
+from jax_arcface.sampling import (
+    Augmentation,
+    augment,
+    balanced_order,
+    draw_augmentation,
+    epoch_batches,
+    generator,
+    normal_draws,
+)
 
 
 def philox(key: int, blocks: int) -> list[int]:
@@ -157,3 +166,28 @@ def test_a_quarter_turn_moves_the_top_to_the_left():
     result = jax.jit(augment, static_argnums=4)(image, {"affine": turn}, 0.0, jnp.ones(1), Augmentation(rotate=2.0))
     np.testing.assert_allclose(result[0, 1:4, 4, 0], 0, atol=1e-3)
     np.testing.assert_allclose(result[0, 1:4, 0, 0], 200, atol=1e-3)
+
+
+def test_balanced_batches_follow_the_recipe():
+    """P x K, an example at a time, from the words of docs/recipe.md."""
+    rng = np.random.default_rng(0)
+    labels = rng.permutation(np.repeat([0, 1, 2, 3], [9, 2, 5, 4]))
+    found = balanced_order(seed=3, epoch=2, labels=labels, num_classes=4, batch_size=6, classes_per_batch=2)
+    order = np.argsort(generator(3, "order", 2).random(20), kind="stable")
+    queues = {c: [i for i in order if labels[i] == c] for c in range(4)}
+    taken = dict.fromkeys(range(4), 0)
+    rows = generator(3, "classes", 2).random((3, 4))
+    for batch, row in zip(found, rows, strict=True):
+        expected = []
+        for c in np.argsort(row, kind="stable")[:2]:
+            for _ in range(3):
+                expected.append(queues[c][taken[c] % len(queues[c])])
+                taken[c] += 1
+        assert batch.tolist() == expected
+
+
+def test_normal_draws_are_normal_and_their_own():
+    draws = np.concatenate([normal_draws(0, step, 1000) for step in range(20)])
+    assert scipy.stats.kstest(draws, "norm").pvalue > 0.01
+    assert draws.dtype == np.float32
+    assert len(np.unique(draws)) > 19_900

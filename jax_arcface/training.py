@@ -27,11 +27,12 @@ from jax_arcface.backbones import ImageShape
 from jax_arcface.config import TrainConfig
 from jax_arcface.data import Dataset, Split, channel_statistics
 from jax_arcface.errors import UserError
-from jax_arcface.evaluation import accuracy
-from jax_arcface.heads import ArcFaceHead
-from jax_arcface.losses import cosines, margin_softmax_loss
+from jax_arcface.evaluation import accuracy, class_means
+from jax_arcface.heads import Head
+from jax_arcface.losses import cosines, linear_logits, normalize
 from jax_arcface.margins import Margin
-from jax_arcface.sampling import augment, dropout_mask, epoch_batches, normalise
+from jax_arcface.objective import Inputs, State, initial_states, total_loss
+from jax_arcface.sampling import augment, balanced_order, dropout_mask, epoch_batches, normal_draws, normalise
 
 Batch = Mapping[str, Any]
 
@@ -40,10 +41,10 @@ Batch = Mapping[str, Any]
 
 
 class Classifier(nnx.Module):
-    """A backbone and the head that owns the class prototypes.
+    """A backbone, and a head that owns what the losses need.
 
     Args:
-      config: says which backbone, its width, and the head's margin, scale and sub-centres.
+      config: says which backbone, its width, the losses and the sub-centres.
       image_shape: (H, W, C).
       num_classes: C.
       rngs: for initial weights (a training draws its own, `initial_state`).
@@ -58,34 +59,37 @@ class Classifier(nnx.Module):
             dtype=jnp.bfloat16 if config.precision == "bfloat16" else None,
             rngs=rngs,
         )
-        self.head = ArcFaceHead(
-            config.embedding_dim,
-            num_classes,
-            margin=config.margin_value,
-            scale=config.scale,
-            subcenters=config.subcenters,
-            rngs=rngs,
-        )
+        self.head = Head(config.objective, config.embedding_dim, num_classes, config.subcenters, rngs=rngs)
 
 
 class Metrics(NamedTuple):
-    """Of each step: the loss, and the share of the batch whose nearest prototype was its own (without margin)."""
+    """Of each step: the loss, and the share of the batch that was classified rightly, without margin.
+
+    With pair losses alone, classified as the nearest other example of the batch.
+    """
 
     loss: Array
     accuracy: Array
 
 
 @functools.partial(
-    jax.tree_util.register_dataclass, data_fields=["step", "params", "stats", "optimizer", "totals"], meta_fields=[]
+    jax.tree_util.register_dataclass,
+    data_fields=["step", "params", "stats", "optimizer", "losses", "totals"],
+    meta_fields=[],
 )
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-    """What a step changes: the steps taken, the weights, the optimiser's memory, the sums of the epoch's metrics."""
+    """What a step changes.
+
+    These are the steps taken, the weights, the optimiser's memory, the losses' states by name, and the sums of the
+    epoch's metrics.
+    """
 
     step: Array
     params: nnx.State
     stats: nnx.State
     optimizer: optax.OptState
+    losses: dict[str, State]
     totals: Metrics
 
 
@@ -135,7 +139,8 @@ def initial_state(config: TrainConfig, dataset: Dataset, optimizer: optax.Gradie
     state = weights.from_neutral(abstract, initial_weights(config, dataset))
     params, stats = nnx.split_state(state, nnx.Param, ...)
     totals = Metrics(jnp.zeros(()), jnp.zeros(()))
-    return TrainState(jnp.zeros((), jnp.int32), params, stats, optimizer.init(params), totals)
+    losses = initial_states(config.objective, dataset.num_classes, config.embedding_dim)
+    return TrainState(jnp.zeros((), jnp.int32), params, stats, optimizer.init(params), losses, totals)
 
 
 # ---- optimiser
@@ -160,7 +165,7 @@ def learning_rate_schedule(config: TrainConfig, steps_per_epoch: int) -> optax.S
 
 
 def make_optimizer(config: TrainConfig, steps_per_epoch: int) -> optax.GradientTransformation:
-    """Clipping, then SGD, Nesterov or AdamW, with weight decay on arrays of two axes or more."""
+    """Clipping, then SGD, Nesterov or AdamW, with weight decay on arrays of two axes or more but the centres."""
     schedule = learning_rate_schedule(config, steps_per_epoch)
     clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
     if config.optimizer == "adamw":
@@ -171,7 +176,9 @@ def make_optimizer(config: TrainConfig, steps_per_epoch: int) -> optax.GradientT
 
 
 def _decayed(params: nnx.State) -> Any:
-    return jax.tree.map(lambda leaf: leaf.ndim >= 2, params)
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: leaf.ndim >= 2 and "centers" not in jax.tree_util.keystr(path), params
+    )
 
 
 # ---- step and epoch
@@ -189,8 +196,13 @@ def warmed_up(margin: Margin, step: Array, warmup: int) -> Margin:
     >>> print([round(float(warmed_up(Margin.arcface(0.5), t, warmup=4).m2), 3) for t in (0, 3, 4, 10)])
     [0.1, 0.4, 0.5, 0.5]
     """
-    share = jnp.minimum(1.0, (jnp.asarray(step, float) + 1) / (warmup + 1))
+    share = grown(step, warmup)
     return dataclasses.replace(margin, m1=1 + share * (margin.m1 - 1), m2=share * margin.m2, m3=share * margin.m3)
+
+
+def grown(step: Array, warmup: int) -> Array:
+    """The share of the margin that there is in step t: it grows linearly, and is 1 from step `warmup` on."""
+    return jnp.minimum(1.0, (jnp.asarray(step, float) + 1) / (warmup + 1))
 
 
 def make_step(
@@ -198,35 +210,60 @@ def make_step(
 ) -> Step:
     """One training step, pure: (state, data, batch, margin) to (state, metrics).
 
-    `batch` is one row of `epoch_batches` (and `dropout`, the step's mask, where there is dropout). The margin is an
-    argument so that `jax.vmap` can train several at once.
+    `batch` is one row of `host_batches`. The margin is an argument so that `jax.vmap` can train several at once.
     """
     margin_warmup = round(config.margin_warmup_epochs * steps_per_epoch)
 
-    def loss_of(params: nnx.State, stats: nnx.State, images: Array, labels: Array, mask: Array | None, margin: Margin):
-        model = nnx.merge(graphdef, params, stats, copy=True)
-        embeddings = model.backbone(images, train=True, dropout_mask=mask)
-        prototypes = model.head.prototypes[...]
-        loss = margin_softmax_loss(embeddings, prototypes, labels, margin, config.scale, config.label_smoothing)
-        stats = nnx.state(model, nnx.Not(nnx.Param))
-        nearest = jnp.argmax(cosines(embeddings, prototypes), axis=-1)
-        return loss, (stats, jnp.mean(nearest == labels))
+    def loss_of(params: nnx.State, state: TrainState, images: Array, labels: Array, batch: Batch, margin: Margin):
+        model = nnx.merge(graphdef, params, state.stats, copy=True)
+        embeddings = model.backbone(images, train=True, dropout_mask=batch.get("dropout"))
+        inputs = Inputs(
+            embeddings,
+            labels,
+            **_owned(model.head),
+            margin=warmed_up(margin, state.step, margin_warmup),
+            growth=grown(state.step, margin_warmup),
+            scale=config.scale_value,
+            label_smoothing=config.label_smoothing,
+            beyond_pi=config.beyond_pi,
+            step=state.step,
+            normal=batch.get("normal"),
+        )
+        loss, losses = total_loss(config.objective, inputs, state.losses)
+        return loss, (nnx.state(model, nnx.Not(nnx.Param)), losses, _batch_accuracy(config, inputs))
 
     def step(state: TrainState, data: DeviceData, batch: Batch, margin: Margin) -> tuple[TrainState, Metrics]:
         index = batch["index"]
-        margin = warmed_up(margin, state.step, margin_warmup)
         images = augment(data.images[index], batch, data.mean, data.scale, config.augmentation)
-        (loss, (stats, correct)), gradients = jax.value_and_grad(loss_of, has_aux=True)(
-            state.params, state.stats, images, data.labels[index], batch.get("dropout"), margin
+        (loss, (stats, losses, correct)), gradients = jax.value_and_grad(loss_of, has_aux=True)(
+            state.params, state, images, data.labels[index], batch, margin
         )
         updates, memory = optimizer.update(gradients, state.optimizer, state.params)
         params = optax.apply_updates(state.params, updates)
         metrics = Metrics(loss, correct)
         first = state.step % steps_per_epoch == 0
         totals = jax.tree.map(lambda total, new: jnp.where(first, 0, total) + new, state.totals, metrics)
-        return TrainState(state.step + 1, params, stats, memory, totals), metrics
+        return TrainState(state.step + 1, params, stats, memory, losses, totals), metrics
 
     return step
+
+
+def _owned(head: Head) -> dict[str, Array]:
+    """Those of prototypes, bias and centres that a head has."""
+    return {name: getattr(head, name)[...] for name in ("prototypes", "bias", "centers") if hasattr(head, name)}
+
+
+def _batch_accuracy(config: TrainConfig, inputs: Inputs) -> Array:
+    """The share of a batch that is classified rightly, without margin."""
+    if config.objective.classifier is None:
+        x = normalize(inputs.embeddings)
+        others = jnp.where(jnp.eye(len(x), dtype=bool), -jnp.inf, x @ x.T)
+        predicted = inputs.labels[jnp.argmax(others, axis=1)]
+    elif inputs.bias is not None:
+        predicted = jnp.argmax(linear_logits(inputs.embeddings, inputs.prototypes, inputs.bias), axis=1)
+    else:
+        predicted = jnp.argmax(cosines(inputs.embeddings, inputs.prototypes), axis=1)
+    return jnp.mean(predicted == inputs.labels)
 
 
 def make_epoch(
@@ -265,16 +302,22 @@ def make_epoch(
 
 
 def host_batches(config: TrainConfig, dataset: Dataset, epoch: int, features: int) -> dict[str, np.ndarray]:
-    """What is random in an epoch, [steps, B, ...]: order, augmentation, and dropout masks of `features` where used."""
-    n, (height, width, _) = len(dataset.train.labels), dataset.image_shape
-    batches = epoch_batches(config.augmentation, config.seed, epoch, n, config.batch_size, height, width)
+    """What is random in an epoch, by name, each array [steps, B, ...].
+
+    These are what `epoch_batches` gives (order and augmentation), and where they are used, `dropout`, masks of this
+    many `features`, and `normal`, the draws of random margins.
+    """
+    labels, size, seed = dataset.train.labels, config.batch_size, config.seed
+    order = None
+    if config.classes_per_batch:
+        order = balanced_order(seed, epoch, labels, dataset.num_classes, size, config.classes_per_batch)
+    batches = epoch_batches(config.augmentation, seed, epoch, len(labels), size, *dataset.image_shape[:2], order)
+    count = len(batches["index"])
+    steps = range(epoch * count, (epoch + 1) * count)
     if config.dropout > 0:
-        steps = len(batches["index"])
-        masks = [
-            dropout_mask(config.seed, epoch * steps + step, config.batch_size, features, config.dropout)
-            for step in range(steps)
-        ]
-        batches["dropout"] = np.stack(masks)
+        batches["dropout"] = np.stack([dropout_mask(seed, step, size, features, config.dropout) for step in steps])
+    if config.objective.needs_normal:
+        batches["normal"] = np.stack([normal_draws(seed, step, size) for step in steps])
     return batches
 
 
@@ -299,6 +342,29 @@ def make_embed(graphdef: nnx.GraphDef) -> Callable[[nnx.State, DeviceData], np.n
         return np.concatenate(parts)[:n]
 
     return embed
+
+
+def with_class_means(
+    config: TrainConfig, embed: Callable[[nnx.State, DeviceData], np.ndarray], data: DeviceData, state: TrainState
+) -> TrainState:
+    """With pair losses alone, the state with the class means of `data` for prototypes; else the state as it is."""
+    if config.objective.classifier:
+        return state
+    stats = nnx.State(dict(state.stats))
+    variable: Any = stats["head"]["prototypes"]
+    means = class_means(embed(model_state(state), data), np.asarray(data.labels), variable.shape[0])
+    stats["head"] = nnx.State({"prototypes": variable.replace(jnp.asarray(means))})
+    return dataclasses.replace(state, stats=stats)
+
+
+def _first_of_each(dataset: Dataset, images: int = 10_000) -> Split:
+    """The first training images of each class, about so many together."""
+    labels = np.asarray(dataset.train.labels)
+    order = np.argsort(labels, kind="stable")
+    counts = np.bincount(labels, minlength=dataset.num_classes)
+    place = np.arange(len(labels)) - np.repeat(np.cumsum(counts) - counts, counts)  # within the class
+    chosen = np.sort(order[place < -(-images // dataset.num_classes)])
+    return Split(dataset.train.images[chosen], labels[chosen])
 
 
 # ---- fit
@@ -336,11 +402,15 @@ class Reporter:
         """After each epoch's evaluation. `state` is used up by the next step: what is to be kept must be copied now."""
 
 
-def check_batch_size(config: TrainConfig, dataset: Dataset) -> None:
-    """Raises UserError where a batch is larger than the training split."""
-    n = len(dataset.train.labels)
+def check_fit(config: TrainConfig, dataset: Dataset) -> None:
+    """Raises UserError where the data set has too few images or classes for the configuration."""
+    n, classes = len(dataset.train.labels), dataset.num_classes
     if config.batch_size > n:
         raise UserError(f"--batch-size is {config.batch_size}, but there are only {n} training images")
+    if config.classes_per_batch > classes:
+        raise UserError(f"--classes-per-batch is {config.classes_per_batch}, but there are only {classes} classes")
+    if "adacos" in config.objective.names and classes < 3:
+        raise UserError(f"--loss adacos needs at least 3 classes, but there are only {classes}")
 
 
 def fit(
@@ -363,11 +433,11 @@ def fit(
       The states reached.
 
     Raises:
-      UserError: a batch larger than the training split.
+      UserError: too few training images or classes.
       Diverged: a loss that is not finite, with the step, the loss and what to try.
     """
     config, reporter = configs[0], reporter or Reporter()
-    check_batch_size(config, dataset)
+    check_fit(config, dataset)
     steps = len(dataset.train.labels) // config.batch_size
     optimizer = make_optimizer(config, steps)
     graphdef, abstract = abstract_model(config, dataset.image_shape, dataset.num_classes)
@@ -378,6 +448,7 @@ def fit(
     train, test = device_data(dataset.train, mean, std), device_data(dataset.test, mean, std)
     schedule = learning_rate_schedule(config, steps)
     run_epoch, embed = make_epoch(make_step(config, graphdef, optimizer, steps), len(configs)), make_embed(graphdef)
+    measured = functools.partial(with_class_means, config, embed, device_data(_first_of_each(dataset), mean, std))
 
     state, margin = stack(states), stack([c.margin_value for c in configs])
     while (done := int(np.ravel(state.step)[0])) < config.epochs * steps:
@@ -399,14 +470,17 @@ def fit(
         if done < (epoch + 1) * steps:
             break
         images = (steps - first) * config.batch_size * len(configs)
-        for replica, one in enumerate(_unstack(state, len(configs))):
-            embeddings = embed(model_state(one), test)
+        for replica, one in enumerate(map(measured, _unstack(state, len(configs)))):
+            whole = model_state(one)
+            embeddings = embed(whole, test)
+            head: Any = whole["head"]
+            bias = head["bias"][...] if "bias" in head else None
             record = Record(
                 epoch=epoch + 1,
                 step=done,
                 train_loss=float(one.totals.loss) / steps,
                 train_accuracy=float(one.totals.accuracy) / steps,
-                test_accuracy=accuracy(embeddings, one.params["head"]["prototypes"][...], test.labels),
+                test_accuracy=accuracy(embeddings, head["prototypes"][...], test.labels, bias),
                 learning_rate=float(schedule(done - 1)),
                 images_per_second=images / seconds,
                 seconds=seconds,
@@ -414,7 +488,7 @@ def fit(
             reporter.on_epoch(replica, record, one)
         if stop():
             break
-    return _unstack(state, len(configs))
+    return list(map(measured, _unstack(state, len(configs))))
 
 
 def model_state(state: TrainState) -> nnx.State:

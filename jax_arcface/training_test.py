@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from jax_arcface import training, weights
+from jax_arcface import runs, training, weights
 from jax_arcface.backbones import whitening_filters
 from jax_arcface.config import TrainConfig
 from jax_arcface.data import Dataset, Split, channel_statistics
 from jax_arcface.errors import UserError
 from jax_arcface.evaluation import accuracy
+from jax_arcface.objective import Inputs
 from jax_arcface.training import fit, learning_rate_schedule, make_optimizer
 
 CONFIG = TrainConfig(
@@ -237,11 +238,6 @@ def test_a_network_that_gives_nan_is_not_taken_for_one_that_gives_zero(dataset):
         fit([CONFIG], dataset, [state])
 
 
-def test_a_batch_larger_than_the_data_is_refused(dataset):
-    with pytest.raises(UserError, match="--batch-size is 27, but there are only 26"):
-        fit([dataclasses.replace(CONFIG, batch_size=27)], dataset)
-
-
 def test_airnets_first_layer_whitens_the_training_images(dataset):
     config = dataclasses.replace(CONFIG, backbone="airnet")
     filters = training.initial_weights(config, dataset)["backbone.whiten.weight"]
@@ -255,3 +251,106 @@ def test_zero_epochs_leave_the_initial_weights(dataset):
     final = weights.to_neutral(training.model_state(state))
     for name, value in training.initial_weights(config, dataset).items():
         np.testing.assert_array_equal(final[name], value)
+
+
+PAIRS = dataclasses.replace(CONFIG, loss="supcon", margin_warmup_epochs=0)
+STATEFUL = dataclasses.replace(
+    CONFIG, loss="adaface+center:0.1+center_learnt:0.1+triplet:0.1", classes_per_batch=2, epochs=2
+)
+
+
+def test_losses_with_a_state_are_resumed_from_a_checkpoint_bit_for_bit(dataset, tmp_path):
+    (whole,) = fit([STATEFUL], dataset)
+    recorder = Recorder(stop_after=4)
+    (stopped,) = fit([STATEFUL], dataset, reporter=recorder, stop=recorder.stop)
+    assert set(stopped.losses) == {"adaface", "center"}
+    assert np.abs(stopped.losses["center"]["centers"]).max() > 0
+    runs.write_checkpoint(tmp_path, stopped)
+    template = training.initial_state(STATEFUL, dataset, make_optimizer(STATEFUL, 3))
+    (resumed,) = fit([STATEFUL], dataset, [runs.read_checkpoint(tmp_path, template)])
+    for here, there in zip(jax.tree.leaves(resumed), jax.tree.leaves(whole), strict=True):
+        np.testing.assert_array_equal(here, there)
+
+
+def test_losses_with_a_state_as_replicas_of_one_program(dataset):
+    configs = [STATEFUL, dataclasses.replace(STATEFUL, seed=1)]
+    for config, state in zip(configs, fit(configs, dataset), strict=True):
+        (alone,) = fit([config], dataset)
+        np.testing.assert_allclose(flat(state), flat(alone), rtol=1e-3, atol=1e-4)
+        for here, there in zip(jax.tree.leaves(state.losses), jax.tree.leaves(alone.losses), strict=True):
+            np.testing.assert_allclose(here, there, rtol=1e-3, atol=1e-4)
+
+
+def test_learnt_centres_are_not_decayed():
+    params = {"centers": jnp.ones((3, 2)), "prototypes": jnp.ones((3, 2))}
+    optimizer = make_optimizer(TrainConfig(optimizer="sgd", weight_decay=0.5, warmup_epochs=0), 1)
+    updates, _ = optimizer.update(jax.tree.map(jnp.zeros_like, params), optimizer.init(params), params)
+    assert np.abs(updates["centers"]).max() == 0
+    assert np.abs(updates["prototypes"]).min() > 0
+
+
+def test_pair_losses_alone_classify_by_the_mean_of_each_class(dataset):
+    config, recorder = PAIRS, Recorder()
+    (state,) = fit([config], dataset, reporter=recorder)
+    found = weights.to_neutral(training.model_state(state))["head.prototypes"]
+    graphdef, _ = training.abstract_model(config, dataset.image_shape, 3)
+    embed, statistics = training.make_embed(graphdef), channel_statistics(dataset.train.images)
+    train, test = (
+        embed(training.model_state(state), training.device_data(split, *statistics)).astype(np.float64)
+        for split in (dataset.train, dataset.test)
+    )
+    unit = train / np.linalg.norm(train, axis=1, keepdims=True)
+    means = np.stack([unit[dataset.train.labels == label].mean(axis=0) for label in range(3)])
+    np.testing.assert_allclose(found, means, rtol=1e-5, atol=1e-6)
+    assert np.abs(found - training.initial_weights(config, dataset)["head.prototypes"]).max() > 0.01
+    cosine = test @ (means / np.linalg.norm(means, axis=1, keepdims=True)).T
+    assert recorder.records[-1][1].test_accuracy == np.mean(cosine.argmax(axis=1) == dataset.test.labels)
+
+
+def test_class_means_are_of_the_first_images_of_each_class():
+    labels = np.array([2, 0, 1, 2, 2, 0, 1, 2])
+    images = np.arange(8, dtype=np.uint8).reshape(8, 1, 1, 1)
+    dataset = Dataset("few", Split(images, labels), Split(images, labels), ("a", "b", "c"))
+    first = training._first_of_each(dataset, images=5)  # 2 of each class
+    assert first.images.ravel().tolist() == [0, 1, 2, 3, 5, 6]
+    assert first.labels.tolist() == [2, 0, 1, 2, 0, 1]
+
+
+def test_a_batch_counts_as_right_by_its_nearest_other_example_with_pair_losses_alone(dataset):
+    embeddings = jnp.array([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0], [0.8, 0.2]])  # nearest: 1, 0, 3, 1
+    inputs = Inputs(embeddings, jnp.array([0, 0, 1, 1]), jnp.zeros((2, 2)))
+    assert training._batch_accuracy(PAIRS, inputs) == 0.75
+
+
+def test_softmax_classifies_by_its_logits(dataset):
+    config = dataclasses.replace(CONFIG, loss="softmax", margin_warmup_epochs=0)
+    recorder = Recorder()
+    (state,) = fit([config], dataset, reporter=recorder)
+    found = weights.to_neutral(training.model_state(state))
+    assert np.abs(found["head.bias"]).max() > 0
+    graphdef, _ = training.abstract_model(config, dataset.image_shape, 3)
+    data = training.device_data(dataset.test, *channel_statistics(dataset.train.images))
+    logits = training.make_embed(graphdef)(training.model_state(state), data) @ found["head.prototypes"].T
+    expected = np.mean((logits + found["head.bias"]).argmax(axis=1) == dataset.test.labels)
+    assert recorder.records[-1][1].test_accuracy == expected
+    # a bias that decides
+    inputs = Inputs(jnp.eye(2), jnp.array([1, 1]), jnp.eye(2), bias=jnp.array([0.0, 5.0]))
+    assert training._batch_accuracy(config, inputs) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"classes_per_batch": 4}, "--classes-per-batch is 4, but there are only 3 classes"),
+        ({"batch_size": 27}, "--batch-size is 27, but there are only 26 training images"),
+    ],
+)
+def test_too_few_images_or_classes_are_refused(changes, said, dataset):
+    with pytest.raises(UserError, match=said):
+        fit([dataclasses.replace(CONFIG, **changes)], dataset)
+
+
+def test_adacos_of_two_classes_is_refused(dataset):
+    two = dataclasses.replace(dataset, class_names=("a", "b"))
+    with pytest.raises(UserError, match="--loss adacos needs at least 3 classes, but there are only 2"):
+        fit([dataclasses.replace(CONFIG, loss="adacos", margin_warmup_epochs=0)], two)

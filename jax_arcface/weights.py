@@ -80,7 +80,7 @@ def draw(shapes: Mapping[str, tuple[int, ...]], seed: int) -> Weights:
 
 def _initial(name: str, shape: tuple[int, ...], seed: int) -> np.ndarray:
     last = name.rsplit(".", 1)[-1]
-    if last in ("bias", "running_mean"):
+    if last in ("bias", "centers", "running_mean"):
         return np.zeros(shape)
     if last == "running_var":
         return np.ones(shape)

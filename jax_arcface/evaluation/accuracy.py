@@ -8,15 +8,18 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
-from jax_arcface.losses import cosines, margin_softmax_loss
+from jax_arcface.losses import cosines, linear_logits, margin_softmax_loss, normalize
 from jax_arcface.margins import Margin
 
 
-def predict(embeddings: ArrayLike, prototypes: ArrayLike, block_size: int = 1000) -> np.ndarray:
+def predict(
+    embeddings: ArrayLike, prototypes: ArrayLike, bias: ArrayLike | None = None, block_size: int = 1000
+) -> np.ndarray:
     """The class whose prototype has the largest cosine with each embedding; the first of equals.
 
     Args:
       embeddings: [N, D]. prototypes: [C, D], or [C, K, D] with sub-centres.
+      bias: [C], of a linear classifier, whose class is the one with the largest W_j . x + b_j.
       block_size: embeddings compared at a time; the memory needed is block_size x C (x K).
 
     Returns:
@@ -27,21 +30,41 @@ def predict(embeddings: ArrayLike, prototypes: ArrayLike, block_size: int = 1000
     """
     embeddings = np.asarray(embeddings)
     blocks = [embeddings[i : i + block_size] for i in range(0, len(embeddings), block_size)]
-    return np.concatenate([_predict(block, prototypes) for block in blocks]).astype(np.int64)
+    return np.concatenate([_predict(block, prototypes, bias) for block in blocks]).astype(np.int64)
 
 
 @jax.jit
-def _predict(embeddings: Array, prototypes: Array) -> Array:
-    return jnp.argmax(cosines(embeddings, prototypes), axis=-1)
+def _predict(embeddings: Array, prototypes: Array, bias: Array | None) -> Array:
+    scores = cosines(embeddings, prototypes) if bias is None else linear_logits(embeddings, prototypes, bias)
+    return jnp.argmax(scores, axis=-1)
 
 
-def accuracy(embeddings: ArrayLike, prototypes: ArrayLike, labels: ArrayLike) -> float:
-    """The share of embeddings [N, D] whose nearest prototype is that of their label [N].
+def accuracy(embeddings: ArrayLike, prototypes: ArrayLike, labels: ArrayLike, bias: ArrayLike | None = None) -> float:
+    """The share of embeddings [N, D] of which `predict` gives the label [N].
 
     >>> accuracy(jnp.array([[2.0, 1.0], [0.0, 1.0]]), jnp.array([[0.0, 1.0], [1.0, 0.0]]), jnp.array([1, 1]))
     0.5
     """
-    return float(np.mean(predict(embeddings, prototypes) == np.asarray(labels)))
+    return float(np.mean(predict(embeddings, prototypes, bias) == np.asarray(labels)))
+
+
+def class_means(embeddings: ArrayLike, labels: ArrayLike, num_classes: int) -> np.ndarray:
+    """The mean of each class's embeddings, each of them normalised first: prototypes of a model that has none.
+
+    Args:
+      embeddings: [N, D]. labels: [N], in [0, C). num_classes: C.
+
+    Returns:
+      float32 [C, D]; zero for a class without an example.
+
+    >>> class_means(jnp.array([[2.0, 0.0], [0.0, 3.0], [0.0, -1.0]]), jnp.array([0, 0, 1]), 2)
+    array([[ 0.5,  0.5],
+           [ 0. , -1. ]], dtype=float32)
+    """
+    labels = np.asarray(labels)
+    sums = np.zeros((num_classes, np.shape(embeddings)[1]))
+    np.add.at(sums, labels, np.asarray(normalize(embeddings)))
+    return (sums / np.maximum(np.bincount(labels, minlength=num_classes), 1)[:, None]).astype(np.float32)
 
 
 def mean_loss(

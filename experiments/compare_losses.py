@@ -1,0 +1,146 @@
+"""A table of losses: accuracy and angles of trained runs, one row each.
+
+    python -m experiments compare_losses runs/losses --train --dataset mnist --epochs 3
+    python -m experiments compare_losses runs/losses
+
+Reads the run directories in a folder, whichever program wrote them; with `--train` it first trains, with `jax_arcface`,
+those losses that are not there yet: the rows of ArcFace's table 2 and the rest of docs/losses.md. Prints the table and
+writes it into the folder, as losses.md and losses.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from experiments.step_time import machine
+from jax_arcface import runs
+from jax_arcface.__main__ import main as jax_arcface
+
+# ArcFace's table 2, then what its table 4 and later papers compare.
+LOSSES = (
+    *(f"arcface:m={m}" for m in (0.4, 0.45, 0.5, 0.55)),
+    *("sphereface", "cosface", "cm1", "cm2", "softmax", "norm_softmax"),
+    *("norm_softmax+intra", "norm_softmax+inter", "norm_softmax+intra+inter", "triplet"),
+    *("arcface+intra", "arcface+inter", "arcface+intra+inter", "arcface+triplet"),
+    *("modified_softmax", "a_softmax", "sphereface_plus", "softmax+center", "softmax+center_learnt"),
+    *("softmax+range", "softmax+marginal", "subcenter", "adacos", "curricularface", "magface", "adaface"),
+    *("elasticface", "elastic_cosface", "arcface:filter=0.5", "contrastive", "contrastive:distance=angular"),
+    *("triplet:mining=hard", "triplet:mining=semi_hard", "triplet:distance=l2,m=0.2"),
+    *("circle", "multi_similarity", "supcon"),
+)
+ANGLES = {
+    "intra": "mean angle of test embeddings to their class's mean direction",
+    "inter": "mean over classes of the smallest angle between two classes' mean directions",
+    "w_ec": "mean angle of prototypes to their class's mean direction",
+    "w_inter": "mean over classes of the smallest angle between two prototypes",
+}
+
+
+def main(words: list[str]) -> None:
+    """Trains where asked, and prints and writes the table."""
+    options, flags = _parser().parse_known_args(words)
+    if flags and not options.train:
+        sys.exit(f"{flags[0]} has no effect without --train")
+    if options.train:
+        for loss in options.losses or LOSSES:
+            out = options.folder / re.sub(r"[^\w.=+]+", "-", loss)
+            if not (out / "embeddings.npz").exists():
+                jax_arcface(["train", "--loss", loss, "--out", str(out), *flags])
+    rows = [row(file.parent) for file in sorted(options.folder.glob("*/embeddings.npz"))]
+    if not rows:
+        sys.exit(f"{options.folder} holds no finished run directory; --train makes some")
+    rows.sort(key=lambda row: LOSSES.index(row["loss"]) if row["loss"] in LOSSES else len(LOSSES))
+    text = markdown(rows)
+    print(text)
+    (options.folder / "losses.md").write_text(text)
+    (options.folder / "losses.json").write_text(json.dumps({"machine": machine(), "rows": rows}, indent=2) + "\n")
+
+
+def row(run: Path) -> dict[str, Any]:
+    """What a run reached: its configuration's main fields, accuracy of the last epoch, minutes, angles in degrees."""
+    config, records = runs.read_config(run), runs.read_metrics(run)
+    arrays = runs.read_npz(run / "embeddings.npz", ("embeddings", "labels", "prototypes"))
+    return {
+        "loss": config.loss if config.margin is None else f"{config.loss}, margin {config.margin:g}",
+        "dataset": config.dataset,
+        "backbone": config.backbone,
+        "epochs": config.epochs,
+        "seed": config.seed,
+        "test_accuracy": records[-1]["test_accuracy"],
+        "minutes": sum(record["seconds"] for record in records) / 60,
+    } | angles(**arrays)
+
+
+def angles(embeddings: np.ndarray, labels: np.ndarray, prototypes: np.ndarray) -> dict[str, float]:
+    """The angle statistics of ArcFace's table 3, in degrees, on test embeddings; `ANGLES` says what each is.
+
+    Args:
+      embeddings: [N, D]. labels: [N], every class present. prototypes: [C, D], or [C, K, D] with sub-centres, of which
+        the nearest to the class's mean direction counts.
+    """
+    x = _unit(embeddings)
+    means = _unit(np.stack([x[labels == label].mean(axis=0) for label in range(len(prototypes))]))
+    w = _unit(prototypes.reshape(len(prototypes), -1, prototypes.shape[-1]))
+    nearest = np.einsum("cd,ckd->ck", means, w).argmax(axis=1)
+    w = w[np.arange(len(w)), nearest]
+    return {
+        "intra": _degrees((x * means[labels]).sum(axis=1)),
+        "inter": _degrees(_nearest_other(means)),
+        "w_ec": _degrees((means * w).sum(axis=1)),
+        "w_inter": _degrees(_nearest_other(w)),
+    }
+
+
+def _unit(vectors: np.ndarray) -> np.ndarray:
+    return vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
+
+
+def _nearest_other(vectors: np.ndarray) -> np.ndarray:
+    cosine = vectors @ vectors.T
+    np.fill_diagonal(cosine, -1)
+    return cosine.max(axis=1)
+
+
+def _degrees(cosine: np.ndarray) -> float:
+    return float(np.degrees(np.arccos(np.clip(cosine, -1, 1))).mean())
+
+
+def markdown(rows: list[dict[str, Any]]) -> str:
+    """The table as Markdown, the largest accuracy of each data set in bold."""
+    best = {r["dataset"]: max(s["test_accuracy"] for s in rows if s["dataset"] == r["dataset"]) for r in rows}
+    lines = [
+        "| loss | data set, network, epochs | test accuracy | min | intra | inter | W-EC | W-inter |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for r in rows:
+        accuracy = f"{100 * r['test_accuracy']:.2f} %"
+        if r["test_accuracy"] == best[r["dataset"]]:
+            accuracy = f"**{accuracy}**"
+        lines.append(
+            f"| {r['loss']} | {r['dataset']}, {r['backbone']}, {r['epochs']} | {accuracy} | {r['minutes']:.1f} | "
+            + " | ".join(f"{r[name]:.1f}" for name in ANGLES)
+            + " |"
+        )
+    notes = [f"{name.replace('w_', 'W-')}: {text}" for name, text in ANGLES.items()]
+    return "\n".join([*lines, "", f"Angles in degrees. {'; '.join(notes)}.", ""])
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments compare_losses",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="folder of run directories")
+    parser.add_argument(
+        "--train", action="store_true", help="train what is not there; further flags are those of train"
+    )
+    parser.add_argument("--losses", nargs="+", help="words for --loss; all where not given")
+    return parser

@@ -1,0 +1,42 @@
+import json
+import math
+
+import numpy as np
+import pytest
+
+from experiments.__main__ import main
+from experiments.compare_losses import angles
+
+
+def test_angles_of_a_known_arrangement():
+    """Two classes at 90 degrees; embeddings 10 degrees to either side; the second prototype is 20 degrees off."""
+
+    def at(degrees, length=1.0):
+        return length * np.array([math.cos(math.radians(degrees)), math.sin(math.radians(degrees))])
+
+    x = np.stack([at(-10), at(10, 5.0), at(80), at(100)])
+    found = angles(x, np.array([0, 0, 1, 1]), np.stack([at(0), at(110, 3.0)]))
+    assert found == pytest.approx({"intra": 10, "inter": 90, "w_ec": 10, "w_inter": 110})
+    with_subcenters = np.stack([[at(180), at(0)], [at(110), at(40)]])
+    assert angles(x, np.array([0, 0, 1, 1]), with_subcenters) == pytest.approx(found)
+
+
+def test_trains_and_tabulates(tmp_path, capsys):
+    words = ["compare_losses", str(tmp_path), "--train", "--losses", "arcface:m=0.4", "softmax", "--epochs", "1"]
+    assert main([*words, "--width", "0.05", "--embedding-dim", "4", "--margin-warmup-epochs", "0"]) == 0
+    said = capsys.readouterr().out
+    rows = json.loads((tmp_path / "losses.json").read_text())["rows"]
+    assert [row["loss"] for row in rows] == ["arcface:m=0.4", "softmax"]
+    for row in rows:
+        line = f"| {row['loss']} | digits, lenet, 1 | "
+        assert line in said
+        assert line in (tmp_path / "losses.md").read_text()
+        assert 0 < row["test_accuracy"] < 1
+    # what is there is not trained again
+    assert main(["compare_losses", str(tmp_path)]) == 0
+    assert json.loads((tmp_path / "losses.json").read_text())["rows"] == rows
+
+
+def test_flags_of_training_need_training(tmp_path):
+    with pytest.raises(SystemExit, match="--epochs has no effect without --train"):
+        main(["compare_losses", str(tmp_path), "--epochs", "1"])
