@@ -97,7 +97,7 @@ def _parse(options: type, command: str, words: list[str]) -> Any:
 def _description(options: type) -> str:
     """What --help says first; for `train` all losses, too."""
     text = str(options.__doc__)
-    return f"{text}\n\nLosses (docs/losses.md):\n\n{describe()}" if options is commands.TrainOptions else text
+    return f"{text}\n\nLosses (docs/losses.md):\n{describe()}" if options is commands.TrainOptions else text
 
 
 def _train_defaults(words: Sequence[str]) -> commands.TrainOptions:

@@ -119,7 +119,7 @@ def assert_names(message, *parts):
         ("train --dataset imagenet", ["'imagenet'", "digits, mnist, cifar10"]),
         ("train --backbone resnet2", ["'resnet2'", "did you mean 'resnet20'?", "lenet, resnet20, resnet18, airnet"]),
         ("train --backbone vit", ["--backbone 'vit'", "lenet, resnet20, resnet18, airnet"]),
-        ("train --loss arcfac", ["'arcfac'", "did you mean 'arcface'?", "norm_softmax, sphereface, cosface, arcface"]),
+        ("train --loss arcfac", ["'arcfac'", "did you mean 'arcface'?", "sphereface, cosface, arcface"]),
         ("train --optimizer adam", ["--optimizer 'adam'", "did you mean 'adamw'?", "sgd, nesterov, adamw"]),
         ("train --schedule step", ["--schedule 'step'", "cosine, linear, constant"]),
         ("train --precision float16", ["--precision 'float16'", "did you mean 'bfloat16'?"]),

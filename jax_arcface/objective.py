@@ -519,7 +519,7 @@ def parse(text: str, margin: float | None = None) -> Objective:
 
 
 def describe() -> str:
-    """The losses with their equations and options, a line each, as `--help` shows them."""
+    """The losses with their equations and options, a list of a line each, as `--help` shows them."""
     lines = []
     for name, loss in LOSSES.items():
         options = ", ".join(f"{key}={option.default}" for key, option in loss.options.items())
