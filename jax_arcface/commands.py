@@ -55,7 +55,7 @@ class EvaluateOptions:
     """
 
     run_or_npz: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN_OR_NPZ")]
-    """A run directory, or an .npz file with embeddings [N, D], labels [N] and prototypes [C, D]."""
+    """A run directory, or an .npz file with embeddings [N, D], labels [N] and prototypes [C, D] (and a bias [C])."""
     out: Path | None = None
     """Folder for evaluation.json; the default is the run directory, or the .npz file's folder."""
     split: str = "test"
@@ -360,6 +360,8 @@ def embed(options: EmbedOptions) -> None:
         extra = {"files": np.array(files)}
     embeddings = model.embed(split)
     predictions = predict(embeddings, model.prototypes, model.bias)
+    if model.bias is not None:
+        extra["bias"] = model.bias
     runs.write_npz(options.out, embeddings=embeddings, predictions=predictions, prototypes=model.prototypes, **extra)
     print(f"{len(embeddings):,} embeddings of dimension {embeddings.shape[1]} written to {options.out}")
 

@@ -28,7 +28,7 @@ class Inputs(NamedTuple):
     """What a training step gives to its losses.
 
     Args:
-      embeddings: [B, D]. labels: [B].
+      embeddings: [B, D], any float dtype. labels: [B].
       prototypes: [C, D] or [C, K, D]; those of no account where there are pair losses alone.
       bias: [C], with `softmax`. centers: [C, D], with `center_learnt`.
       margin: of the margin softmax losses, as far as it has grown.
@@ -178,7 +178,8 @@ def _adaface(i: Inputs, o: Options, state: State) -> tuple[Array, State]:
 def _elastic(field: str) -> Callable[[Inputs, Options, State], tuple[Array, State]]:
     def apply(i: Inputs, o: Options, state: State) -> tuple[Array, State]:
         assert i.normal is not None
-        fields: dict[str, Any] = {field: i.growth * (o["m"] + o["std"] * i.normal)}
+        normal = i.normal.astype(i.embeddings.dtype)
+        fields: dict[str, Any] = {field: i.growth * (o["m"] + o["std"] * normal)}
         if field == "m2":
             fields["beyond_pi"] = i.beyond_pi
         loss = losses.margin_softmax_loss(

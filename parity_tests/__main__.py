@@ -1,18 +1,17 @@
-"""The command line: `python -m parity_tests` prints the table, `python -m parity_tests trace` draws two trainings."""
+"""The command line: `python -m parity_tests` prints the table, `trace` draws trainings, `planted` plants errors."""
 
 from __future__ import annotations
 
 import argparse
-import json
-import platform
 import sys
 from collections.abc import Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from parity_tests.cases import Case, Result, Unavailable, all_cases
+import torch
 
-_PACKAGES = ("jax", "flax", "optax", "torch", "numpy", "mpmath", "pytorch-metric-learning")
+from parity_tests import planted
+from parity_tests.cases import PAIRS, Case, Result, Unavailable, all_cases
+from parity_tests.report import describe_bound, markdown, summary, write_json
 
 
 def measure(cases: Sequence[Case]) -> tuple[list[Result], dict[str, str]]:
@@ -37,59 +36,14 @@ def measure(cases: Sequence[Case]) -> tuple[list[Result], dict[str, str]]:
     return results, skipped
 
 
-def describe_bound(result: Result) -> str:
-    """A bound in words.
-
-    >>> describe_bound(Result("x", "float64", 0.0, 0.0, 0.0, 1e-12, "relative", True, ""))
-    '1e-12 relative'
-    """
-    return "equal" if result.unit == "exact" else f"{result.bound:g} {result.unit}"
-
-
-def versions() -> dict[str, str]:
-    """The versions that were measured."""
-    found = {"python": platform.python_version()}
-    for name in _PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = "not installed"
-    return found
-
-
-def markdown(results: Sequence[Result], skipped: dict[str, str]) -> str:
-    """The table as Markdown."""
-    lines = [
-        "Errors are the largest over all values and gradients compared; relative errors and ulp are those of each "
-        "array's largest element.",
-        "",
-        "| what | dtype | absolute | relative | ulp | bound | verdict |",
-        "|---|---|---|---|---|---|---|",
-        *(
-            f"| {r.what} | {r.dtype} | {r.absolute:.2g} | {r.relative:.2g} | {r.ulp:.3g} | {describe_bound(r)} | "
-            f"{'within' if r.passed else '**missed**'} |"
-            for r in results
-        ),
-        *(f"| {what} | | | | | | left out: {reason} |" for what, reason in skipped.items()),
-        "",
-        "Measured with " + ", ".join(f"{name} {number}" for name, number in versions().items()) + ".",
-    ]
-    return "\n".join(lines) + "\n"
-
-
 def table(out: Path, only: Sequence[str]) -> int:
     """Measures, prints and writes the table; the exit status."""
-    cases = [case for case in all_cases() if not only or case.pair in only]
-    results, skipped = measure(cases)
+    results, skipped = measure(all_cases(only))
     missed = [result for result in results if not result.passed]
     out.mkdir(parents=True, exist_ok=True)
     (out / "parity.md").write_text(markdown(results, skipped))
-    rows = [vars(result) for result in results]
-    # JSON has no infinity
-    rows = [{k: str(v) if isinstance(v, float) and v == float("inf") else v for k, v in row.items()} for row in rows]
-    (out / "parity.json").write_text(
-        json.dumps({"versions": versions(), "results": rows, "left out": skipped}, indent=2) + "\n"
-    )
+    write_json(out / "parity.json", {"results": [vars(result) for result in results], "left out": skipped})
+    print("", *summary(results), sep="\n")
     print(f"\n{len(results) - len(missed)} of {len(results)} within their bounds, {len(skipped)} left out")
     print(f"written to {out / 'parity.md'} and {out / 'parity.json'}")
     return 1 if missed else 0
@@ -97,8 +51,6 @@ def table(out: Path, only: Sequence[str]) -> int:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; the exit status."""
-    from parity_tests.cases import PAIRS
-
     parser = argparse.ArgumentParser(
         prog="python -m parity_tests",
         description="Measures how far jax_arcface and torch_reference are apart, and prints it as a table. "
@@ -111,11 +63,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="folder for parity.md and parity.json (default: runs/parity, beside the trainings' run directories)",
     )
     parser.add_argument(
-        "--only", nargs="+", choices=PAIRS, default=[], metavar="PAIR", help=f"these alone: {', '.join(PAIRS)}"
+        "--only", nargs="+", choices=list(PAIRS), default=[], metavar="PAIR", help=f"these alone: {', '.join(PAIRS)}"
     )
-    commands = parser.add_subparsers(dest="command", metavar="trace")
+    commands = parser.add_subparsers(dest="command", metavar="{trace,planted}")
     trace = commands.add_parser("trace", help="train both in lockstep and draw how far apart they are")
-    trace.add_argument("--config", type=Path, required=True, help="JSON file with configuration fields")
+    trace.add_argument(
+        "--config",
+        type=Path,
+        nargs="+",
+        required=True,
+        help="JSON files with configuration fields; a panel of the figure for each",
+    )
     trace.add_argument("--steps", type=int, default=200, help="training steps (default: 200)")
     trace.add_argument(
         "--out",
@@ -124,9 +82,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         default=Path("figures"),
         help="folder for parity_trajectory.png (default: figures)",
     )
+    planting = commands.add_parser(
+        "planted",
+        help="plant known errors, one at a time, and see that each is caught; the exit status is 1 where one is not",
+    )
+    planting.add_argument(
+        "--out",
+        type=Path,
+        default=argparse.SUPPRESS,
+        help="folder for planted.md and planted.json (default: runs/parity)",
+    )
     options = parser.parse_args(arguments)
-    if options.command != "trace":
+    torch.set_num_threads(1)  # as in the tests
+    if options.command is None:
         return table(options.out, options.only)
+    if options.command == "planted":
+        return planted.run(options.out)
     from parity_tests.trace import draw
 
     if options.steps < 1:

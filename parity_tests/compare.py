@@ -14,6 +14,22 @@ import torch
 
 
 @dataclasses.dataclass(frozen=True)
+class Place:
+    """An index, and both values there: JAX's (or the one compared) and the reference's.
+
+    >>> print(Place((2, 0), 1.5, 2.0))
+    [2, 0]: 1.5 and 2
+    """
+
+    index: tuple[int, ...]
+    actual: float
+    reference: float
+
+    def __str__(self) -> str:
+        return f"{list(self.index)}: {self.actual:.17g} and {self.reference:.17g}"
+
+
+@dataclasses.dataclass(frozen=True)
 class Difference:
     """How far one array is from another.
 
@@ -24,9 +40,8 @@ class Difference:
         or infinite.
       relative: `absolute` divided by the largest magnitude in the reference.
       ulp: `absolute` in units of the distance from that largest magnitude to the next number of its dtype.
-      index: the first place, in row-major order, whose difference exceeds the bound; where none does, the place of the
-        largest difference. None where there is nothing to compare.
-      values: both values there, JAX's (or the one compared) first.
+      first: the first place, in row-major order, whose difference exceeds the bound; None where none does.
+      farthest: the place of the largest difference; None where there is nothing to compare.
       note: what else is wrong, such as shapes that differ.
     """
 
@@ -35,14 +50,13 @@ class Difference:
     absolute: float
     relative: float
     ulp: float
-    index: tuple[int, ...] | None = None
-    values: tuple[float, float] | None = None
+    first: Place | None = None
+    farthest: Place | None = None
     note: str = ""
 
-    def __str__(self) -> str:
-        where = ""
-        if self.index is not None and self.values is not None:
-            where = f" at {list(self.index)}: {self.values[0]:.17g} and {self.values[1]:.17g}"
+    def at(self, place: Place | None) -> str:
+        """The name, the place and the note, for a message."""
+        where = "" if place is None else f" at {place}"
         return f"{self.name}{where}{f' ({self.note})' if self.note else ''}"
 
 
@@ -78,16 +92,20 @@ def difference(name: str, actual: Any, reference: Any, bound: float = 0.0, large
     scale = float(magnitudes.max(initial=0.0)) if largest is None else largest
     absolute = float(errors.max())
     spacing = float(np.spacing(reference.dtype.type(scale))) if floating else 1.0
+
+    def place(flat: np.intp) -> Place:
+        index = np.unravel_index(flat, errors.shape)
+        return Place(tuple(int(i) for i in index), float(a[index]), float(b[index]))
+
     beyond = errors > bound * scale
-    place = np.unravel_index(int(beyond.argmax() if beyond.any() else errors.argmax()), errors.shape)
     return Difference(
         name,
         dtype,
         absolute,
         absolute / scale if scale > 0 else (np.inf if absolute > 0 else 0.0),
         absolute / spacing,
-        tuple(int(i) for i in place),
-        (float(a[place]), float(b[place])),
+        place(beyond.argmax()) if beyond.any() else None,
+        place(errors.argmax()),
     )
 
 
@@ -96,6 +114,7 @@ def differences(
     reference: Mapping[str, Any],
     bound: float | None = 0.0,
     vanishing: Sequence[str] = (),
+    together: bool = False,
 ) -> list[Difference]:
     """The differences between arrays of the same names.
 
@@ -104,6 +123,7 @@ def differences(
       bound: as in `difference`; None is that of a `Report`.
       vanishing: ends of the names of arrays that are zero in exact arithmetic. What is left of them is rounding, so
         their errors are taken relative to the largest magnitude of all the arrays.
+      together: whether the errors of every array are.
     """
     found = []
     whole = max((float(np.abs(value).max(initial=0.0)) for value in map(np.asarray, reference.values())), default=0.0)
@@ -112,7 +132,7 @@ def differences(
             missing = "JAX" if name not in actual else "PyTorch"
             found.append(Difference(name, "", np.inf, np.inf, np.inf, note=f"{missing} has none"))
             continue
-        largest = whole if any(name.endswith(end) for end in vanishing) else None
+        largest = whole if together or any(name.endswith(end) for end in vanishing) else None
         limit = _bound(str(np.asarray(reference[name]).dtype), bound)
         found.append(difference(name, actual[name], reference[name], limit, largest))
     return found
@@ -133,7 +153,7 @@ class Report:
 
     @property
     def first(self) -> Difference | None:
-        """The first output or gradient that does not agree, with the first index where it parts; None if all agree."""
+        """The first output or gradient that does not agree; its `first` is where it parts. None if all agree."""
         return next((d for d in self.differences if not d.relative <= _bound(d.dtype, self.bound)), None)
 
     @property
@@ -147,7 +167,8 @@ class Report:
         return max(self.differences, key=lambda d: d.relative)
 
     def __str__(self) -> str:
-        lines = ["They agree." if self.first is None else f"They part in {self.first}."]
+        parted = self.first
+        lines = ["They agree." if parted is None else f"They part in {parted.at(parted.first)}."]
         width = max(len(d.name) for d in self.differences)
         for d in self.differences:
             bound = _bound(d.dtype, self.bound)

@@ -66,7 +66,8 @@ def train(
 ) -> Iterator[Moment]:
     """Trains both programs from the same configuration and yields where they stand after each step.
 
-    Both start from their own float32 initial weights, which are then cast to `dtype`; nothing passes between them.
+    Both start from their own initial weights and states, in float32, which are then cast to `dtype`; nothing passes
+    between them.
 
     Args:
       fields: of the configuration; the others are those of its data set's recipe.
@@ -93,11 +94,11 @@ def _jax_steps(config: jax_config.TrainConfig, dataset: jax_data.Dataset, steps:
         graphdef, abstract = jax_training.abstract_model(config, dataset.image_shape, dataset.num_classes)
         features = jax_training.nnx.merge(graphdef, abstract).backbone.embedding.features
         first = jax_training.initial_state(config, dataset, optimizer)
-        params, stats = (
-            jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf), dtype), tree)
-            for tree in (first.params, first.stats)
+        params, stats, losses = (
+            jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf, np.float32), dtype), tree)
+            for tree in (first.params, first.stats, first.losses)
         )
-        state = dataclasses.replace(first, params=params, stats=stats, optimizer=optimizer.init(params))
+        state = dataclasses.replace(first, params=params, stats=stats, losses=losses, optimizer=optimizer.init(params))
         data = jax_training.device_data(dataset.train, *jax_data.channel_statistics(dataset.train.images))
         data = data._replace(mean=data.mean.astype(dtype), scale=data.scale.astype(dtype))
         step_function = jax.jit(jax_training.make_step(config, graphdef, optimizer, per_epoch))
@@ -122,6 +123,10 @@ def _torch_steps(
     per_epoch = len(dataset.train.labels) // config.batch_size
     state = torch_training.initial_state(config, dataset)
     state.model.to(getattr(torch, dtype))
+    state.losses = {
+        loss: {name: value.to(getattr(torch, dtype)) for name, value in remembered.items()}
+        for loss, remembered in state.losses.items()
+    }
     statistics = torch_data.channel_statistics(dataset.train.images)
     data = torch_training.device_data(dataset.train, *statistics, dtype=getattr(torch, dtype))
     step = 0

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import shutil
 
@@ -13,7 +14,7 @@ BOTH = (jax_runs, torch_runs)
 
 @pytest.fixture(scope="module")
 def pair():
-    return runs()[1:]
+    return runs().pair
 
 
 def test_the_same_files(pair):
@@ -27,15 +28,20 @@ def test_the_same_json(name, pair):
     assert here == there
 
 
-def test_metrics_have_the_same_keys_and_about_the_same_numbers(pair):
+def test_metrics_have_the_same_keys(pair):
     here, there = (jax_runs.read_metrics(run) for run in pair)
-    assert len(here) == len(there)
+    assert [list(line) for line in here] == [list(line) for line in there]
+
+
+def test_metrics_have_the_same_numbers():
+    here, there = (jax_runs.read_metrics(run) for run in runs("short").pair)
+    assert len(here) == len(there) == 2
+    one_image = {"train_accuracy": 1 / 1024, "test_accuracy": 1 / 359}
     for one, other in zip(here, there, strict=True):
-        assert list(one) == list(other)
-        for key in ("epoch", "step"):
-            assert one[key] == other[key]
-        np.testing.assert_allclose(one["learning_rate"], other["learning_rate"], rtol=1e-5, atol=1e-8)
-        np.testing.assert_allclose(one["train_loss"], other["train_loss"], rtol=0.05)
+        for key in set(one) - {"seconds", "images_per_second"}:
+            # float32, 64 ulp as everywhere; in an accuracy one image may lie between two classes
+            bound = {"rtol": 64 * np.finfo(np.float32).eps, "atol": one_image.get(key, 0)}
+            np.testing.assert_allclose(one[key], other[key], **bound, err_msg=key)
 
 
 def test_the_same_tensors(pair):
@@ -54,7 +60,7 @@ def test_the_same_arrays_of_embeddings(pair):
 @pytest.mark.parametrize("trained_by", [0, 1])
 def test_each_reads_the_others_run(trained_by, pair):
     run = pair[trained_by]
-    assert vars(jax_runs.read_config(run)) == vars(torch_runs.read_config(run))
+    assert dataclasses.asdict(jax_runs.read_config(run)) == dataclasses.asdict(torch_runs.read_config(run))
     assert jax_runs.read_dataset(run) == torch_runs.read_dataset(run)
     assert jax_runs.read_metrics(run) == torch_runs.read_metrics(run)
     here, there = jax_runs.read_weights(run), torch_runs.read_weights(run)

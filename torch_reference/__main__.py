@@ -5,7 +5,10 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import difflib
+import inspect
+import shutil
 import sys
+import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -14,6 +17,7 @@ from torch_reference import commands, runs
 from torch_reference import config as configs
 from torch_reference.config import TrainConfig, flag
 from torch_reference.errors import UserError, nearest
+from torch_reference.objective import describe
 from torch_reference.training import Diverged
 
 _COMMANDS: dict[str, tuple[type, Callable[[Any], None]]] = {
@@ -94,8 +98,9 @@ class _Parser(argparse.ArgumentParser):
         super().__init__(
             prog=prog,
             usage=" ".join([prog, "[OPTIONS]", *positional]),
-            description=options.__doc__,
+            description=_description(options),
             allow_abbrev=False,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         self.command = command
 
@@ -108,6 +113,16 @@ class _Parser(argparse.ArgumentParser):
         else:
             said = f"{subject} {said}"
         raise UserError(f"{said}; see {self.command} --help")
+
+
+def _description(options: type) -> str:
+    """What --help says first, wrapped; for `train` all losses, too."""
+    width = shutil.get_terminal_size().columns - 2
+    lines = [textwrap.fill(line, width) for line in inspect.cleandoc(str(options.__doc__)).splitlines()]
+    if options is commands.TrainOptions:
+        losses = (textwrap.fill(line, width, subsequent_indent="  ") for line in describe().splitlines())
+        lines += ["", "Losses (docs/losses.md):", "", *losses]
+    return "\n".join(lines)
 
 
 def _add_arguments(

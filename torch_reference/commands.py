@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import itertools
 import os
+import re
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -60,12 +61,15 @@ class TrainOptions:
 
 @dataclasses.dataclass(frozen=True)
 class EvaluateOptions:
-    """Prints accuracy and loss of a run, or the accuracy of an .npz file; writes evaluation.json."""
+    """Prints a run's accuracy, and its loss if that is a margin softmax alone, or the accuracy of an .npz file.
+
+    Writes evaluation.json.
+    """
 
     run_or_npz: Path = dataclasses.field(
         metadata={
             "positional": "RUN_OR_NPZ",
-            "help": "A run directory, or an .npz file with embeddings [N, D], labels [N] and prototypes [C, D].",
+            "help": "A run directory, or an .npz file with embeddings [N, D], labels [N] and prototypes [C, D] (and a bias [C]).",
         }
     )
     out: Path | None = dataclasses.field(
@@ -122,7 +126,7 @@ def train(options: TrainOptions) -> None:
         event_writer()
     dataset = data.load(config.dataset, config.data_dir, image_size=config.image_size)
     # what `fit` would say too, but before there is a run directory
-    training.check_batch_size(config, dataset)
+    training.check_fit(config, dataset)
     Classifier(config, dataset.image_shape, dataset.num_classes)
     print(
         f"{config.loss} on {dataset.name}: {len(dataset.train.labels):,} training and "
@@ -140,7 +144,8 @@ def train(options: TrainOptions) -> None:
 
 
 def _new_folder(config: TrainConfig) -> Path:
-    name = f"{time.strftime('%Y%m%d-%H%M%S')}-{Path(config.dataset).name}-{config.loss}"
+    loss = re.sub(r"[^\w.=+]+", "-", config.loss)
+    name = f"{time.strftime('%Y%m%d-%H%M%S')}-{Path(config.dataset).name}-{loss}"
     names = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
     return next(path for path in (Path("runs") / name for name in names) if not path.exists())
 
@@ -228,10 +233,10 @@ def _finish(run: Path, state: training.TrainState, dataset: data.Dataset, machin
         run / "embeddings.npz",
         embeddings=embeddings,
         labels=labels,
-        prototypes=model.prototypes,
         class_names=names,
+        **model.classes,
     )
-    result = accuracy(embeddings, model.prototypes, labels)
+    result = accuracy(embeddings, labels=labels, **model.classes)
     print(f"test accuracy {100 * result:.2f} %  ({len(labels):,} images; trained in {seconds:.1f} s)")
     print(f"run directory {run}")
     try:
@@ -311,6 +316,7 @@ class Model:
       image_shape: (H, W, C) of the images that it takes.
       class_names: [C].
       prototypes: [C, D], or [C, K, D] with sub-centres.
+      bias: [C], of a linear classifier; None where the nearest prototype counts.
       embed: from a split to embeddings, float32 [N, D].
     """
 
@@ -318,7 +324,13 @@ class Model:
     image_shape: tuple[int, int, int]
     class_names: tuple[str, ...]
     prototypes: np.ndarray
+    bias: np.ndarray | None
     embed: Callable[[data.Split], np.ndarray]
+
+    @property
+    def classes(self) -> dict[str, np.ndarray]:
+        """What it classifies by: `prototypes`, and `bias` if there is one."""
+        return {"prototypes": self.prototypes} | ({} if self.bias is None else {"bias": self.bias})
 
 
 def load_model(run: Path, device: str = "cpu") -> Model:
@@ -342,7 +354,8 @@ def load_model(run: Path, device: str = "cpu") -> Model:
     def embed(split: data.Split) -> np.ndarray:
         return training.embed_all(classifier, config, training.device_data(split, mean, std, device)).numpy()
 
-    return Model(config, (height, width, channels), class_names, arrays["head.prototypes"], embed)
+    prototypes, bias = arrays["head.prototypes"], arrays.get("head.bias")
+    return Model(config, (height, width, channels), class_names, prototypes, bias, embed)
 
 
 def evaluate(options: EvaluateOptions) -> None:
@@ -354,10 +367,9 @@ def evaluate(options: EvaluateOptions) -> None:
             raise UserError(f"--split and --data-dir have no effect on {path}, which holds its own examples")
         if options.device is not None:
             raise UserError(f"--device has no effect on {path}, which holds its embeddings")
-        arrays = runs.read_npz(path, ("embeddings", "labels", "prototypes"))
+        arrays = runs.read_npz(path, ("embeddings", "labels", "prototypes"), optional=("bias",))
         _check_arrays(path, **arrays)
-        embeddings, labels, prototypes = (arrays[name] for name in ("embeddings", "labels", "prototypes"))
-        result = {"examples": len(labels), "accuracy": accuracy(embeddings, prototypes, labels)}
+        result = {"examples": len(arrays["labels"]), "accuracy": accuracy(**arrays)}
         out = options.out or path.parent
     else:
         model = load_model(path, _device(options.device))
@@ -372,9 +384,11 @@ def evaluate(options: EvaluateOptions) -> None:
             "dataset": config.dataset,
             "split": options.split,
             "examples": len(labels),
-            "accuracy": accuracy(embeddings, model.prototypes, labels),
-            "loss": mean_loss(embeddings, model.prototypes, labels, config.margin_value, config.scale),
+            "accuracy": accuracy(embeddings, labels=labels, **model.classes),
         }
+        margin = config.objective.margin(config.beyond_pi, config.gradient)
+        if margin is not None and len(config.objective.terms) == 1:
+            result["loss"] = mean_loss(embeddings, model.prototypes, labels, margin, config.scale_value)
         out = options.out or path
     runs.write_json(out / "evaluation.json", result)
     for name, value in result.items():
@@ -400,16 +414,22 @@ def embed(options: EmbedOptions) -> None:
         split = data.Split(images, np.zeros(len(images), np.int32))
         extra = {"files": np.array(files)}
     embeddings = model.embed(split)
-    predictions = predict(embeddings, model.prototypes).numpy()
-    runs.write_npz(options.out, embeddings=embeddings, predictions=predictions, prototypes=model.prototypes, **extra)
+    predictions = predict(embeddings, model.prototypes, model.bias).numpy()
+    runs.write_npz(options.out, embeddings=embeddings, predictions=predictions, **model.classes, **extra)
     print(f"{len(embeddings):,} embeddings of dimension {embeddings.shape[1]} written to {options.out}")
 
 
-def _check_arrays(path: Path, embeddings: np.ndarray, labels: np.ndarray, prototypes: np.ndarray) -> None:
+def _check_arrays(
+    path: Path, embeddings: np.ndarray, labels: np.ndarray, prototypes: np.ndarray, bias: np.ndarray | None = None
+) -> None:
     shapes = f"embeddings {embeddings.shape}, labels {labels.shape}, prototypes {prototypes.shape}"
     fit = embeddings.ndim == 2 and labels.shape == embeddings.shape[:1] and len(labels) > 0
     if not fit or prototypes.ndim not in (2, 3) or prototypes.shape[-1] != embeddings.shape[1]:
         raise UserError(f"{path} holds {shapes}; they must be [N, D], [N] and [C, D] or [C, K, D]")
+    if bias is not None and (prototypes.ndim != 2 or bias.shape != prototypes.shape[:1]):
+        raise UserError(
+            f"{path} holds a bias {bias.shape} for prototypes {prototypes.shape}; it must be [C] for [C, D]"
+        )
     if labels.dtype.kind not in "iu" or labels.min() < 0 or labels.max() >= len(prototypes):
         raise UserError(f"{path} has labels other than the whole numbers from 0 to {len(prototypes) - 1}")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import json
 import math
 from pathlib import Path
@@ -12,15 +13,9 @@ from typing import Any
 from torch_reference import backbones, margins
 from torch_reference.errors import UserError, nearest
 from torch_reference.margins import Margin
+from torch_reference.objective import Objective, parse
 from torch_reference.sampling import Augmentation
 
-# name: (which of the margins `--margin` sets, its default, the least and the first too large value, its unit)
-LOSSES: dict[str, tuple[str, float, float, float, str] | None] = {
-    "norm_softmax": None,
-    "sphereface": ("m1", 1.35, 1.0, 8.0, "a factor"),
-    "cosface": ("m3", 0.35, 0.0, 2.0, "in units of cosine"),
-    "arcface": ("m2", 0.5, 0.0, math.pi, "in radians"),
-}
 OPTIMIZERS = ("sgd", "nesterov", "adamw")
 SCHEDULES = ("cosine", "linear", "constant")
 PRECISIONS = ("float32", "bfloat16")
@@ -55,14 +50,20 @@ class TrainConfig:
     embedding_dim: int = option(128, "Dimension D of the embeddings; 2 can be drawn as it is.")
     dropout: float = option(0.0, "Share of features dropped before the embedding's fully connected layer, 0 to 1.")
 
-    loss: str = option("arcface", "Margin softmax: arcface, cosface, sphereface or norm_softmax.")
+    loss: str = option(
+        "arcface",
+        "Sum of losses with weights and options, such as arcface+intra, softmax+center:0.003 or "
+        "triplet:m=0.3,mining=hard; all are listed above.",
+    )
     margin: float | None = option(
         None,
-        "The loss's margin: arcface m2 in radians (0.5 where not given), cosface m3 in units of cosine (0.35), "
-        "sphereface m1, a factor (1.35); norm_softmax has none.",
+        "The margin m of the classification loss, such as arcface in radians (0.5 where not given), cosface in units "
+        "of cosine (0.35), sphereface, a factor (1.35).",
     )
     margin_warmup_epochs: float = option(0.0, "Epochs in which the margin grows linearly from none to its value.")
-    scale: float = option(16.0, "Scale s of the logits.")
+    scale: float | None = option(
+        None, "Scale s of the logits (16 where not given); softmax, modified_softmax, a_softmax and adacos take none."
+    )
     beyond_pi: str = option(
         "monotone",
         "What follows where the angle with its margin exceeds pi: monotone, linear or wrap.",
@@ -73,6 +74,10 @@ class TrainConfig:
 
     epochs: int = option(30, "Passes over the training images.")
     batch_size: int = option(64, "Images in a step.")
+    classes_per_batch: int = option(
+        0,
+        "Composes batches of this many classes, with equally many images of each; 0 takes images in random order.",
+    )
     optimizer: str = option("nesterov", "Optimiser: sgd, nesterov (SGD with Nesterov momentum) or adamw.")
     learning_rate: float = option(0.05, "Largest learning rate.")
     momentum: float = option(0.9, "Momentum; for adamw its beta1.")
@@ -101,19 +106,24 @@ class TrainConfig:
         """The augmentation's fields as one value."""
         return Augmentation(self.rotate, self.zoom, self.shift, self.flip, self.cutout)
 
+    @functools.cached_property
+    def objective(self) -> Objective:
+        """The sum of losses that loss and margin describe."""
+        return parse(self.loss, self.margin)
+
     @property
     def margin_value(self) -> Margin:
-        """The `Margin` that loss, margin, beyond_pi and gradient describe."""
-        values: dict[str, Any] = {"beyond_pi": self.beyond_pi, "gradient": self.gradient}
-        if (described := LOSSES[self.loss]) is not None:
-            which, default, *_ = described
-            values[which] = default if self.margin is None else self.margin
-        return Margin(**values)
+        """The `Margin` that loss, margin, beyond_pi and gradient describe; none where the loss is no margin softmax."""
+        return self.objective.margin(self.beyond_pi, self.gradient) or Margin.softmax()
+
+    @property
+    def scale_value(self) -> float:
+        """The scale, 16 where it is not given."""
+        return 16.0 if self.scale is None else self.scale
 
     def __post_init__(self) -> None:
         for field, known in (
             ("backbone", backbones.NAMES),
-            ("loss", tuple(LOSSES)),
             ("optimizer", OPTIMIZERS),
             ("schedule", SCHEDULES),
             ("precision", PRECISIONS),
@@ -127,11 +137,17 @@ class TrainConfig:
             ("width", self.width > 0, "> 0"),
             ("embedding_dim", self.embedding_dim >= 2, "at least 2 (in one dimension there are two directions)"),
             ("dropout", 0 <= self.dropout < 1, "at least 0 and below 1"),
-            ("scale", self.scale > 0, "> 0"),
+            ("scale", self.scale is None or self.scale > 0, "> 0"),
             ("subcenters", self.subcenters >= 1, "at least 1"),
             ("label_smoothing", 0 <= self.label_smoothing < 1, "at least 0 and below 1"),
             ("epochs", self.epochs >= 0, "at least 0"),
             ("batch_size", self.batch_size >= 2, "at least 2 (batch norm needs two examples)"),
+            (
+                "classes_per_batch",
+                self.classes_per_batch == 0
+                or (self.classes_per_batch >= 2 and self.batch_size % self.classes_per_batch == 0),
+                f"0, or at least 2 and divide --batch-size, {self.batch_size}",
+            ),
             ("learning_rate", self.learning_rate > 0, "> 0"),
             ("momentum", 0 <= self.momentum < 1, "at least 0 and below 1"),
             ("weight_decay", self.weight_decay >= 0, "at least 0"),
@@ -148,27 +164,21 @@ class TrainConfig:
             if not ok or (isinstance(value, float) and not math.isfinite(value)):
                 finite = " and finite" if ok else ""
                 raise UserError(f"{flag(field)} is {value}; it must be {rule}{finite}")
-        self._check_margin()
+        self._check_effects()
 
-    def _check_margin(self) -> None:
-        described = LOSSES[self.loss]
-        if described is None:
-            for field in ("margin", "beyond_pi", "gradient", "margin_warmup_epochs"):
-                if getattr(self, field) != TrainConfig.__dataclass_fields__[field].default:
-                    raise UserError(f"{flag(field)} has no effect on --loss {self.loss}, which has no margin")
-            return
-        which, _, smallest, too_large, unit = described
-        if self.margin is not None and not smallest <= self.margin < too_large:
-            raise UserError(
-                f"--margin is {self.margin:g}; for --loss {self.loss} it must be at least {smallest:g} "
-                f"and below {too_large:.4g} ({unit})"
-            )
-        if which == "m1" and self.beyond_pi == "linear":
-            raise UserError("--beyond-pi linear is not defined for --loss sphereface; use monotone or wrap")
-        if which == "m3" and self.beyond_pi != "monotone":
-            raise UserError(f"--beyond-pi has no effect on --loss {self.loss}, whose angle never exceeds pi")
-        if which == "m3" and self.gradient != "exact":
-            raise UserError(f"--gradient has no effect on --loss {self.loss}, whose two gradients are the same")
+    def _check_effects(self) -> None:
+        names, takes = self.objective.names, self.objective.takes
+        for field in ("scale", "margin_warmup_epochs", "beyond_pi", "gradient", "subcenters", "label_smoothing"):
+            if field not in takes and getattr(self, field) != TrainConfig.__dataclass_fields__[field].default:
+                raise UserError(f"{flag(field)} has no effect on --loss {self.loss}")
+        margin = self.objective.margin()
+        if self.beyond_pi == "linear" and margin is not None and margin.m1 != 1:
+            raise UserError(f"--beyond-pi linear is not defined for --loss {self.loss}; use monotone or wrap")
+        if "subcenter" in names and self.subcenters == 1:
+            raise UserError("--loss subcenter needs --subcenters of at least 2")
+        for name in ("inter", "mhe"):
+            if name in names and self.subcenters > 1:
+                raise UserError(f"--subcenters {self.subcenters}: {name} in --loss {self.loss} is defined for 1 only")
 
 
 def flag(field: str) -> str:
@@ -212,10 +222,15 @@ RECIPES = {
 
 def recipe(dataset: str, loss: str = "arcface") -> TrainConfig:
     """The defaults for a data set and a loss; for a folder of the user's own, those of `TrainConfig`."""
-    defaults = RECIPES.get(dataset) or TrainConfig(dataset=dataset)
-    if loss == "norm_softmax":  # no margin that could grow
-        defaults = dataclasses.replace(defaults, margin_warmup_epochs=0.0)
-    return dataclasses.replace(defaults, loss=loss)
+    objective = parse(loss)
+    changes: dict[str, Any] = {"loss": loss}
+    if "margin_warmup_epochs" not in objective.takes:
+        changes["margin_warmup_epochs"] = 0.0
+    if "subcenter" in objective.names:
+        changes["subcenters"] = 3
+    if objective.classifier is None:
+        changes["classes_per_batch"] = 8
+    return dataclasses.replace(RECIPES.get(dataset) or TrainConfig(dataset=dataset), **changes)
 
 
 def from_dict(

@@ -1,4 +1,4 @@
-"""The module that owns the classes' prototypes."""
+"""The modules that own the classes' prototypes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from torch_reference.losses import add_margin, cosines
+from torch_reference.losses import add_margin, cosines, linear_logits
 from torch_reference.margins import Margin
 
 
@@ -51,8 +51,7 @@ class ArcFaceHead(nn.Module):
                 raise ValueError(f"{name} is {value}; it must be > 0")
         self.margin = Margin.arcface() if margin is None else margin
         self.scale = scale
-        shape = (num_classes, embedding_dim) if subcenters == 1 else (num_classes, subcenters, embedding_dim)
-        self.prototypes = nn.Parameter(torch.empty(shape).uniform_(-1, 1) * math.sqrt(3 / embedding_dim))
+        self.prototypes = nn.Parameter(_drawn(embedding_dim, num_classes, subcenters))
 
     def cosines(self, embeddings: Tensor) -> Tensor:
         """cos(theta) [B, C] between embeddings [B, D] and classes."""
@@ -66,3 +65,50 @@ class ArcFaceHead(nn.Module):
     def extra_repr(self) -> str:
         """What `print` shows."""
         return f"{list(self.prototypes.shape)}, margin={self.margin}, scale={self.scale:g}"
+
+
+class ClassHead(nn.Module):
+    """What a training's losses know of the classes, and what an example is classified by.
+
+    Args:
+      embedding_dim: D.
+      num_classes: C.
+      subcenters: K, prototypes a class, of which the nearest counts.
+      trained: whether the prototypes are a parameter, or else a buffer that holds the class means.
+      bias: whether classes are told apart by W x + b, as the plain softmax does, and not by angle.
+      centers: whether there are centres that the optimiser moves (`center_learnt`).
+
+    `prototypes` are [C, D], or [C, K, D] for K > 1, at first uniform in +-sqrt(3 / D); `bias` [C] and `centers` [C, D]
+    start at 0, and are None where there are none.
+
+    >>> head = ClassHead(8, 10, bias=True)
+    >>> head(torch.ones(4, 8)).shape
+    torch.Size([4, 10])
+    """
+
+    def __init__(
+        self,
+        embedding_dim: int,
+        num_classes: int,
+        *,
+        subcenters: int = 1,
+        trained: bool = True,
+        bias: bool = False,
+        centers: bool = False,
+    ):
+        super().__init__()
+        prototypes = _drawn(embedding_dim, num_classes, subcenters)
+        self.prototypes = nn.Parameter(prototypes) if trained else nn.Buffer(prototypes)
+        self.bias = nn.Parameter(torch.zeros(num_classes)) if bias else None
+        self.centers = nn.Parameter(torch.zeros(num_classes, embedding_dim)) if centers else None
+
+    def forward(self, embeddings: Tensor) -> Tensor:
+        """What is largest for an example's class, [B, C] of embeddings [B, D]: W x + b with a bias, else cosines."""
+        if self.bias is None:
+            return cosines(embeddings, self.prototypes)
+        return linear_logits(embeddings, self.prototypes, self.bias)
+
+
+def _drawn(embedding_dim: int, num_classes: int, subcenters: int) -> Tensor:
+    shape = (num_classes, embedding_dim) if subcenters == 1 else (num_classes, subcenters, embedding_dim)
+    return torch.empty(shape).uniform_(-1, 1) * math.sqrt(3 / embedding_dim)

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from torch_reference import ArcFaceHead, Margin, cosines, margin_logits
+from torch_reference.heads import ClassHead
 
 
 @pytest.mark.parametrize("subcenters", [1, 3])
@@ -27,3 +28,29 @@ def test_the_defaults_are_arcfaces():
 def test_what_is_not_positive_is_refused(name):
     with pytest.raises(ValueError, match=f"{name} is 0; it must be > 0"):
         ArcFaceHead(**({"embedding_dim": 2, "num_classes": 2} | {name: 0}))
+
+
+def test_what_a_class_head_owns():
+    plain = ClassHead(8, 4)
+    assert [name for name, _ in plain.named_parameters()] == ["prototypes"]
+    whole = ClassHead(8, 4, bias=True, centers=True)
+    assert {name: tuple(p.shape) for name, p in whole.named_parameters()} == {
+        "prototypes": (4, 8),
+        "bias": (4,),
+        "centers": (4, 8),
+    }
+    untrained = ClassHead(8, 4, trained=False)
+    assert not list(untrained.parameters())
+    assert untrained.state_dict()["prototypes"].shape == (4, 8)
+    assert ClassHead(8, 4, subcenters=3).prototypes.shape == (4, 3, 8)
+
+
+def test_a_class_head_tells_classes_apart_by_angle_or_linearly():
+    x = torch.tensor([[4.0, 1.0]])
+    angular, linear = ClassHead(2, 2), ClassHead(2, 2, bias=True)
+    with torch.no_grad():
+        for head in (angular, linear):
+            head.prototypes.copy_(torch.tensor([[1.0, 0.0], [4.0, 4.0]]))
+        linear.bias.copy_(torch.tensor([1.0, -2.0]))
+    torch.testing.assert_close(angular(x), torch.tensor([[4 / 17**0.5, 5 / 34**0.5]]))
+    assert linear(x).tolist() == [[5, 18]]

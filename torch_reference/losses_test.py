@@ -6,7 +6,19 @@ import numpy as np
 import pytest
 import torch
 
-from torch_reference import Margin, cosines, margin_logits, margin_softmax_loss, normalize, softmax_loss
+from torch_reference.losses import (
+    a_softmax_loss,
+    annealed_lambda,
+    cosines,
+    lengths,
+    linear_softmax_loss,
+    margin_logits,
+    margin_softmax_loss,
+    modified_softmax_loss,
+    normalize,
+    softmax_loss,
+)
+from torch_reference.margins import Margin
 
 
 def example(dtype=torch.float64, subcenters=None):
@@ -90,6 +102,23 @@ def test_normalize_leaves_zero_at_zero(entry):
     assert not vector.grad.any()
 
 
+@pytest.mark.parametrize("factor", [1e-29, 1e-20, 1.0, 1e20, 1e37])
+def test_lengths_and_their_gradient(factor):
+    vectors = (torch.tensor([[3.0, -4.0], [0.0, 5.0]]) * factor).requires_grad_()
+    found = lengths(vectors)
+    np.testing.assert_allclose(found.detach().double() / factor, [5, 5], rtol=1e-6)
+    found.sum().backward()
+    np.testing.assert_allclose(vectors.grad, [[0.6, -0.8], [0, 1]], atol=1e-6)
+
+
+@pytest.mark.parametrize("entry", [0.0, 2.0**-101])
+def test_what_counts_as_zero_has_no_length(entry):
+    vector = torch.full((2, 3), entry, requires_grad=True)
+    lengths(vector).sum().backward()
+    assert not lengths(vector).any()
+    assert not vector.grad.any()
+
+
 def test_normalize_hides_no_nan():
     assert normalize(torch.tensor([math.nan, 1.0])).isnan().any()
     assert normalize(torch.tensor([math.inf, 1.0])).isnan().any()
@@ -120,6 +149,124 @@ def test_angles_stay_float32_under_autocast():
     expected = cosines(embeddings, prototypes)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert torch.equal(cosines(embeddings, prototypes), expected)
+
+
+# ---- losses by the embedding's length
+
+
+def cross_entropy(logits, y):
+    return math.log(sum(math.exp(logit - logits[y]) for logit in logits))
+
+
+def test_the_linear_softmax_is_equation_1():
+    embeddings, weights, labels = example()
+    bias = torch.tensor([0.3, -1.0, 0.0, 2.0], dtype=torch.float64)
+    expected = []
+    for x, y in zip(embeddings.tolist(), labels.tolist(), strict=True):
+        logits = [
+            sum(a * b for a, b in zip(w, x, strict=True)) + b for w, b in zip(weights.tolist(), bias, strict=True)
+        ]
+        expected.append(cross_entropy(logits, y))
+    assert linear_softmax_loss(embeddings, weights, bias, labels).item() == pytest.approx(np.mean(expected), rel=1e-12)
+    wide = linear_softmax_loss(embeddings.bfloat16(), weights.float(), bias.float(), labels, 0.1)
+    assert wide.dtype == torch.float32
+
+
+def angles_and_length(x, prototypes):
+    norm = math.sqrt(sum(v * v for v in x))
+    theta = []
+    for w in prototypes:
+        cosine = sum(a * b for a, b in zip(w, x, strict=True)) / norm / math.sqrt(sum(v * v for v in w))
+        theta.append(math.acos(cosine))
+    return theta, norm
+
+
+def test_the_modified_softmax_is_spherefaces_equation_4():
+    embeddings, prototypes, labels = example()
+    expected = []
+    for x, y in zip(embeddings.tolist(), labels.tolist(), strict=True):
+        theta, norm = angles_and_length(x, prototypes.tolist())
+        expected.append(cross_entropy([norm * math.cos(angle) for angle in theta], y))
+    assert modified_softmax_loss(embeddings, prototypes, labels).item() == pytest.approx(np.mean(expected), rel=1e-12)
+
+
+@pytest.mark.parametrize("m", [1, 2, 3, 4])
+@pytest.mark.parametrize("lam", [0.0, 5.0, 1000.0])
+def test_a_softmax_is_spherefaces_equation_7(m, lam):
+    embeddings, prototypes, _ = example()
+    embeddings, labels = embeddings.repeat(4, 1), torch.arange(4).repeat_interleave(6)  # every pair
+    expected, branches = [], set()
+    for x, y in zip(embeddings.tolist(), labels.tolist(), strict=True):
+        theta, norm = angles_and_length(x, prototypes.tolist())
+        logits = [norm * math.cos(angle) for angle in theta]
+        k = next(k for k in range(m) if k * math.pi / m <= theta[y] <= (k + 1) * math.pi / m)
+        psi = (-1) ** k * math.cos(m * theta[y]) - 2 * k
+        logits[y] = norm * (lam * math.cos(theta[y]) + psi) / (1 + lam)
+        expected.append(cross_entropy(logits, y))
+        branches.add(k)
+    assert len(branches) >= min(m, 3)
+    found = a_softmax_loss(embeddings, prototypes, labels, m, lam)
+    assert found.item() == pytest.approx(np.mean(expected), rel=1e-12)
+
+
+def test_lambda_falls_from_first_to_last():
+    found = [annealed_lambda(t, first=100.0, last=10.0, decay=0.5) for t in (0, 1, 2, 8, 18, 19, 1000)]
+    np.testing.assert_allclose(found, [100, 100 / 1.5, 50, 20, 10, 10, 10], rtol=1e-15)
+    assert annealed_lambda(0) == 1000
+    assert annealed_lambda(10**6) == 5
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        lambda x, w, y: linear_softmax_loss(x, w, torch.tensor([0.3, -1.0, 0.0, 2.0]).double(), y, 0.1),
+        lambda x, w, y: modified_softmax_loss(x, w, y, 0.1),
+        lambda x, w, y: a_softmax_loss(x, w, y, 4, 2.0, 0.1),
+        lambda x, w, y: margin_softmax_loss(x, w, y, Margin.cosface(), 8.0, filter_above=0.2),
+    ],
+    ids=["linear", "modified", "a_softmax", "filter"],
+)
+def test_their_gradients_are_those_of_finite_differences(loss):
+    embeddings, prototypes, labels = example()
+    embeddings.requires_grad_()
+    prototypes.requires_grad_()
+    assert torch.autograd.gradcheck(lambda x, w: loss(x, w, labels), (embeddings, prototypes))
+
+
+def test_a_wrong_class_above_the_filter_gets_zero():
+    embeddings, prototypes, labels = example()
+    cosine = cosines(embeddings, prototypes).numpy()
+    expected, filtered = 4 * cosine, 0
+    for i, y in enumerate(labels.tolist()):
+        for j in range(4):
+            if j == y:
+                expected[i, j] = 4 * (cosine[i, j] - 0.25)
+            elif cosine[i, j] > 0.1:
+                expected[i, j], filtered = 0, filtered + 1
+    assert 0 < filtered < 18
+    assert (cosine[range(6), labels] > 0.1).any()  # the own class is not filtered
+    found = margin_logits(embeddings, prototypes, labels, Margin.cosface(0.25), 4.0, filter_above=0.1)
+    np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-15)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    "loss",
+    [
+        lambda x, w, y: linear_softmax_loss(x, w, w.new_zeros(6), y),
+        modified_softmax_loss,
+        a_softmax_loss,
+        lambda x, w, y: margin_softmax_loss(x, w, y, Margin.arcface(), filter_above=0.1),
+        lambda x, w, y: margin_softmax_loss(x, w, y, Margin.sphereface(4.0)),
+    ],
+    ids=["linear", "modified", "a_softmax", "arcface", "sphereface"],
+)
+def test_what_is_hard_to_compute_stays_finite(loss, dtype, hostile_batch, assert_finite):
+    embeddings, labels = hostile_batch
+    # prototypes along and against embeddings, and one that is zero
+    prototypes = torch.cat([embeddings[:1], -embeddings[:1], torch.eye(4).double()[:3], torch.zeros(1, 4)])
+    x, w = (values.to(dtype).clone().requires_grad_() for values in (embeddings, prototypes))
+    assert_finite(loss(x, w, labels), x, w)
 
 
 def test_softmax_loss_of_narrow_logits_is_computed_in_float32():
@@ -156,3 +303,22 @@ def test_mistakes_are_named(changes, error, message):
     assert margin_softmax_loss(**arguments).isfinite()
     with pytest.raises(error, match=message):
         margin_softmax_loss(**(arguments | changes))
+
+
+@pytest.mark.parametrize(
+    ("loss", "message"),
+    [
+        (lambda x, w, y: a_softmax_loss(x, w, y, m=2.5), "m is 2.5; it must be a whole number, at least 1"),
+        (lambda x, w, y: a_softmax_loss(x, w, y, m=0), "m is 0; it must be a whole number"),
+        (lambda x, w, y: a_softmax_loss(x, w, y, lam=-1.0), "lam is -1.0; it must be at least 0"),
+        (
+            lambda x, w, y: linear_softmax_loss(x, w, torch.zeros(3), y),
+            r"embeddings \(6, 5\), weights \(4, 5\) and bias \(3,\) do not fit",
+        ),
+        (lambda x, w, y: linear_softmax_loss(x, w, torch.zeros(4), y + 3), r"labels must lie in \[0, 4\); found 6"),
+        (lambda x, w, y: a_softmax_loss(x, w, y - 1), r"labels must lie in \[0, 4\); found -1"),
+    ],
+)
+def test_other_mistakes_are_named(loss, message):
+    with pytest.raises(ValueError, match=message):
+        loss(*example())

@@ -13,9 +13,10 @@ import pytest
 import safetensors.numpy
 import torch
 
-from torch_reference import commands, config, runs
+from torch_reference import Margin, commands, config, runs
 from torch_reference.__main__ import main
 from torch_reference.config import TrainConfig
+from torch_reference.objective import LOSSES
 
 SMALL = ["--width", "0.1", "--embedding-dim", "8", "--batch-size", "200", "--warmup-epochs", "0", "--device", "cpu"]
 
@@ -94,6 +95,62 @@ def test_embed_a_data_set_and_images(run, tmp_path):
     assert runs.read_npz(tmp_path / "one.npz", ("files",))["files"].tolist() == ["embeddings.png"]
 
 
+def test_a_linear_classifier_carries_its_bias(tmp_path, capsys):
+    out = tmp_path / "run"
+    words = ["--loss", "softmax+center", "--learning-rate", "0.005", "--epochs", "2", "--out", str(out)]
+    assert main(["train", *SMALL, *words]) == 0
+    weights = safetensors.numpy.load_file(out / "model.safetensors")
+    arrays = runs.read_npz(out / "embeddings.npz", ("embeddings", "labels", "prototypes"), optional=("bias", "nothing"))
+    np.testing.assert_array_equal(arrays["bias"], weights["head.bias"])
+    assert arrays["bias"].any()
+    assert sorted(arrays) == ["bias", "embeddings", "labels", "prototypes"]
+    predicted = (arrays["embeddings"] @ arrays["prototypes"].T + arrays["bias"]).argmax(axis=1)
+    share = (predicted == arrays["labels"]).mean()
+    assert runs.read_metrics(out)[-1]["test_accuracy"] == pytest.approx(share)
+    for path in (out, out / "embeddings.npz"):
+        assert main(["evaluate", str(path), "--out", str(tmp_path / "e")]) == 0
+        found = json.loads((tmp_path / "e" / "evaluation.json").read_text())
+        assert found["accuracy"] == pytest.approx(share)
+        assert "loss" not in found
+    assert main(["embed", str(out), "digits", "--out", str(tmp_path / "digits.npz")]) == 0
+    embedded = runs.read_npz(tmp_path / "digits.npz", ("predictions", "bias"))
+    np.testing.assert_array_equal(embedded["predictions"], predicted)
+    assert main(["evaluate", str(tmp_path / "digits.npz"), "--out", str(tmp_path / "e")]) == 0
+    assert json.loads((tmp_path / "e" / "evaluation.json").read_text())["accuracy"] == pytest.approx(share)
+
+
+def test_pair_losses_classify_by_the_class_means(tmp_path):
+    out = tmp_path / "run"
+    assert main(["train", *SMALL, "--loss", "triplet:mining=hard", "--epochs", "1", "--out", str(out)]) == 0
+    assert runs.read_config(out).classes_per_batch == 8
+    assert main(["embed", str(out), "digits", "--split", "train", "--out", str(tmp_path / "train.npz")]) == 0
+    train = runs.read_npz(tmp_path / "train.npz", ("embeddings", "labels", "prototypes"))
+    unit = train["embeddings"] / np.linalg.norm(train["embeddings"], axis=1, keepdims=True)
+    means = [unit[train["labels"] == j].mean(axis=0) for j in range(10)]
+    np.testing.assert_allclose(train["prototypes"], means, rtol=1e-4, atol=1e-6)
+    assert main(["evaluate", str(out)]) == 0
+    found = json.loads((out / "evaluation.json").read_text())
+    assert found["accuracy"] == runs.read_metrics(out)[-1]["test_accuracy"]
+    assert "loss" not in found
+
+
+def test_a_run_is_named_after_its_data_and_its_loss(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = ["--loss", "triplet:0.5,m=0.3,mining=hard+arcface", "--margin", "0.2", "--epochs", "0"]
+    assert main(["train", *SMALL, *words]) == 0
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert folder.name.endswith("-digits-triplet-0.5-m=0.3-mining=hard+arcface")
+
+
+def test_help_tells_every_loss_with_its_equation(capsys):
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    for name, loss in LOSSES.items():
+        assert f"{name}: {loss.equation}" in text
+    assert "sphereface_plus: short for a_softmax+mhe" in text
+
+
 def test_replicas_and_margins(tmp_path, capsys):
     assert main(["train", *SMALL, "--epochs", "1", "--replicas", "2", "--out", str(tmp_path / "r")]) == 0
     assert sorted(json.loads((tmp_path / "r" / "replicas.json").read_text())) == ["seed-0", "seed-1"]
@@ -101,6 +158,28 @@ def test_replicas_and_margins(tmp_path, capsys):
     assert runs.read_config(tmp_path / "r" / "seed-1").seed == 1
     assert main(["train", *SMALL, "--epochs", "1", "--margins", "0.1,0.2", "--out", str(tmp_path / "m")]) == 0
     assert runs.read_config(tmp_path / "m" / "margin-0.2").margin == 0.2
+
+
+@pytest.mark.parametrize(
+    ("loss", "changes"),
+    [
+        ("norm_softmax", {"margin_warmup_epochs": 0.0}),
+        ("softmax+center", {"margin_warmup_epochs": 0.0}),
+        ("a_softmax", {"margin_warmup_epochs": 0.0}),
+        ("magface", {"margin_warmup_epochs": 3}),
+        ("subcenter", {"margin_warmup_epochs": 3, "subcenters": 3}),
+        ("triplet+supcon", {"margin_warmup_epochs": 0.0, "classes_per_batch": 8}),
+        ("arcface+triplet", {"margin_warmup_epochs": 3, "classes_per_batch": 0}),
+    ],
+)
+def test_a_loss_has_its_own_defaults(loss, changes):
+    assert config.recipe("digits", loss) == dataclasses.replace(config.recipe("digits"), loss=loss, **changes)
+
+
+def test_the_scale_where_it_is_given_and_where_not():
+    assert TrainConfig().scale_value == 16
+    assert TrainConfig(scale=30.0).scale_value == 30
+    assert TrainConfig(loss="softmax").margin_value == Margin.softmax()
 
 
 def test_one_seed_one_trajectory_and_another_way_to_say_it(run, tmp_path):
@@ -196,6 +275,26 @@ TRAIN_MISTAKES = [
     (["--loss", "norm_softmax", "--margin", "0.1"], "--margin has no effect on --loss norm_softmax"),
     (["--loss", "cosface", "--beyond-pi", "wrap"], "--beyond-pi has no effect on --loss cosface"),
     (["--loss", "sphereface", "--beyond-pi", "linear"], "--beyond-pi linear is not defined for --loss sphereface"),
+    (["--loss", "cosface", "--gradient", "straight_through"], "--gradient has no effect on --loss cosface"),
+    (["--loss", "softmax", "--scale", "16"], "--scale has no effect on --loss softmax"),
+    (["--loss", "triplet", "--scale", "16"], "--scale has no effect on --loss triplet"),
+    (["--loss", "adacos", "--margin-warmup-epochs", "1"], "--margin-warmup-epochs has no effect on --loss adacos"),
+    (["--loss", "softmax", "--subcenters", "2"], "--subcenters has no effect on --loss softmax"),
+    (["--loss", "supcon", "--label-smoothing", "0.1"], "--label-smoothing has no effect on --loss supcon"),
+    (["--loss", "subcenter", "--subcenters", "1"], "--loss subcenter needs --subcenters of at least 2"),
+    (
+        ["--loss", "arcface+inter", "--subcenters", "2"],
+        "--subcenters 2: inter in --loss arcface+inter is defined for 1 only",
+    ),
+    (["--loss", "arcfac"], "there is no --loss 'arcfac': did you mean 'arcface'?"),
+    (
+        ["--loss", "triplet", "--margins", "0.1,0.2"],
+        "--margin has no effect on --loss triplet; its margin is an option",
+    ),
+    (["--classes-per-batch", "1"], "--classes-per-batch is 1; it must be 0, or at least 2 and divide --batch-size, 64"),
+    (["--classes-per-batch", "7"], "--classes-per-batch is 7; it must be 0, or at least 2 and divide --batch-size, 64"),
+    (["--classes-per-batch", "16"], "--classes-per-batch is 16, but there are only 10 classes"),
+    (["--scale", "0"], "--scale is 0.0; it must be > 0"),
     (["--warmup-epochs", "-1"], "--warmup-epochs is -1.0; it must be at least 0"),
     (["--learning-rate", "inf"], "--learning-rate is inf; it must be > 0 and finite"),
     (["--lr", "x"], "there is no flag --lr; "),
@@ -304,6 +403,7 @@ def test_an_unfinished_run_and_damaged_weights(run, tmp_path, capsys):
         ({"labels": np.zeros(2, int)}, "labels (2,), prototypes (2, 4); they must be [N, D], [N] and [C, D] or"),
         ({"prototypes": np.zeros((2, 5))}, "prototypes (2, 5); they must be"),
         ({"labels": np.array([0, 1, 2])}, "has labels other than the whole numbers from 0 to 1"),
+        ({"bias": np.zeros(3)}, "holds a bias (3,) for prototypes (2, 4); it must be [C] for [C, D]"),
         ({"labels": np.zeros(3)}, "has labels other than the whole numbers from 0 to 1"),
     ],
 )

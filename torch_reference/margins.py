@@ -17,6 +17,8 @@ GRADIENTS = ("exact", "straight_through")
 class Margin:
     """The combined margin of ArcFace, equation 4 (Deng et al., CVPR 2019): psi(theta) = cos(m1 theta + m2) - m3.
 
+    Each of m1, m2 and m3 is a number, or a tensor [B] with one for each example, whose values are not checked.
+
     Args:
       m1: multiplicative angular margin, > 0 (SphereFace); 1 is none.
       m2: additive angular margin in radians, -pi < m2 < pi (ArcFace); 0 is none.
@@ -34,25 +36,29 @@ class Margin:
     Margin(m1=1.0, m2=0.5, m3=0.0, beyond_pi='monotone', gradient='exact')
     """
 
-    m1: float = 1.0
-    m2: float = 0.0
-    m3: float = 0.0
+    m1: float | Tensor = 1.0
+    m2: float | Tensor = 0.0
+    m3: float | Tensor = 0.0
     beyond_pi: str = "monotone"
     gradient: str = "exact"
 
     def __post_init__(self) -> None:
-        for name in ("m1", "m2", "m3"):
-            if not math.isfinite(getattr(self, name)):
-                raise ValueError(f"{name} is {getattr(self, name)}; a margin must be finite")
-        if self.m1 <= 0:
-            raise ValueError(f"m1 is {self.m1}; the multiplicative margin must be > 0")
-        if abs(self.m2) >= math.pi:
-            raise ValueError(f"m2 is {self.m2}; the angular margin is in radians and must lie between -pi and pi")
+        for name, ok, rule in (
+            ("m1", math.isfinite, "a margin must be finite"),
+            ("m2", math.isfinite, "a margin must be finite"),
+            ("m3", math.isfinite, "a margin must be finite"),
+            ("m1", lambda m: m > 0, "the multiplicative margin must be > 0"),
+            ("m2", lambda m: abs(m) < math.pi, "the angular margin is in radians and must lie between -pi and pi"),
+        ):
+            margin = getattr(self, name)
+            # to look at a tensor is to wait for the device
+            if not isinstance(margin, Tensor) and not ok(margin):
+                raise ValueError(f"{name} is {margin}; {rule}")
         for name, known in (("beyond_pi", BEYOND_PI), ("gradient", GRADIENTS)):
             if getattr(self, name) not in known:
                 words = ", ".join(map(repr, known))
                 raise ValueError(f"{name} is {getattr(self, name)!r}; it must be one of {words}")
-        if self.beyond_pi == "linear" and self.m1 != 1:
+        if self.beyond_pi == "linear" and (isinstance(self.m1, Tensor) or self.m1 != 1):
             raise ValueError(f"m1 is {self.m1}; beyond_pi='linear' is defined for m1 = 1 only")
 
     @classmethod
@@ -61,17 +67,17 @@ class Margin:
         return cls(**policies)
 
     @classmethod
-    def sphereface(cls, m: float = 1.35, **policies: Any) -> Margin:
+    def sphereface(cls, m: float | Tensor = 1.35, **policies: Any) -> Margin:
         """psi = cos(m theta) (SphereFace, Liu et al. 2017); m is a factor."""
         return cls(m1=m, **policies)
 
     @classmethod
-    def cosface(cls, m: float = 0.35, **policies: Any) -> Margin:
+    def cosface(cls, m: float | Tensor = 0.35, **policies: Any) -> Margin:
         """psi = cos(theta) - m (CosFace, Wang et al. 2018); m is in units of cosine."""
         return cls(m3=m, **policies)
 
     @classmethod
-    def arcface(cls, m: float = 0.5, **policies: Any) -> Margin:
+    def arcface(cls, m: float | Tensor = 0.5, **policies: Any) -> Margin:
         """psi = cos(theta + m) (ArcFace, Deng et al. 2019); m is in radians."""
         return cls(m2=m, **policies)
 
@@ -84,71 +90,110 @@ class Margin:
         return dataclasses.replace(self, m1=1 + share * (self.m1 - 1), m2=share * self.m2, m3=share * self.m3)
 
 
+def angles(cosine: Tensor) -> Tensor:
+    """theta = arccos(cos(theta)), in radians.
+
+    Args:
+      cosine: float32 or float64, any shape; values beyond +-1 count as +-1.
+
+    Returns:
+      Values in [0, pi] of the same shape and dtype. The derivative, -1 / sin(theta), is finite everywhere: at
+      cos(theta) = +-1 it is the one of the representable number next to it.
+
+    >>> angles(torch.tensor([1.0, 0.0, -1.0]))
+    tensor([0.0000, 1.5708, 3.1416])
+    """
+    theta: Tensor = _Angles.apply(cosine)
+    return theta
+
+
 def target_cosine(cosine: Tensor, margin: Margin) -> Tensor:
     """psi: what takes the place of cos(theta) for each example's own class, before the scale.
 
     Args:
-      cosine: cos(theta), float32 or float64, any shape; values beyond +-1 count as +-1.
+      cosine: cos(theta), float32 or float64, any shape; [B] where the margin has a value for each example. Values
+        beyond +-1 count as +-1.
 
     Returns:
-      Values of the same shape and dtype. The derivative is finite everywhere: at cos(theta) = +-1, where that of the
-      arc cosine is not, it is the one of the representable number next to it.
+      Values of the same shape and dtype, differentiable by the margins as well. The derivative is finite everywhere: at
+      cos(theta) = +-1, where that of the arc cosine is not, it is the one of the representable number next to it.
 
     >>> target_cosine(torch.tensor([0.0, 1.0]), Margin.arcface(0.5))  # -sin(0.5), cos(0.5)
     tensor([-0.4794,  0.8776])
     """
-    psi: Tensor = _TargetCosine.apply(cosine, margin)
+    m1, m2, m3 = (
+        torch.as_tensor(m, dtype=cosine.dtype, device=cosine.device) for m in (margin.m1, margin.m2, margin.m3)
+    )
+    psi: Tensor = _TargetCosine.apply(cosine, m1, m2, m3, margin.beyond_pi, margin.gradient)
     return psi
 
 
+class _Angles(torch.autograd.Function):
+    """theta with its derivative written out, since that of torch.atan2 is 0/0 at theta = 0 and theta = pi."""
+
+    @staticmethod
+    def forward(cosine: Tensor) -> Tensor:
+        return _theta_and_sine(cosine.clamp(-1, 1))[0]
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        _, sine = _theta_and_sine(_inside(*ctx.saved_tensors))
+        return -gradients[0] / sine
+
+
 class _TargetCosine(torch.autograd.Function):
-    """psi with its derivative written out, since that of torch.atan2 is 0/0 at theta = 0 and theta = pi."""
+    """psi with its derivatives written out, for the same reason."""
 
     @staticmethod
-    def forward(cosine: Tensor, margin: Margin) -> Tensor:
-        return _psi(cosine.clamp(-1, 1), margin)
+    def forward(cosine: Tensor, m1: Tensor, m2: Tensor, m3: Tensor, beyond_pi: str, gradient: str) -> Tensor:
+        c = cosine.clamp(-1, 1)
+        phi = m1 * _theta_and_sine(c)[0] + m2
+        psi = phi.cos()
+        if beyond_pi == "monotone":
+            k = (phi / math.pi).floor()
+            psi = _sign(k) * psi - 2 * k
+        elif beyond_pi == "linear":
+            psi = torch.where(phi > math.pi, c - m2 * m2.sin(), psi)
+        return psi - m3
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Margin], output: Tensor) -> None:
-        cosine, ctx.margin = inputs
-        ctx.save_for_backward(cosine)
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        *tensors, ctx.beyond_pi, ctx.gradient = inputs
+        ctx.save_for_backward(*tensors)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        (cosine,), (gradient,) = ctx.saved_tensors, gradients
-        if ctx.margin.gradient == "straight_through":
-            return gradient, None
-        inside = 1 - torch.finfo(cosine.dtype).eps / 2  # the largest number below 1
-        return gradient * _psi_derivative(cosine.clamp(-inside, inside), ctx.margin), None
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        cosine, m1, m2, m3 = ctx.saved_tensors
+        theta, sine = _theta_and_sine(_inside(cosine))
+        phi = m1 * theta + m2
+        by_phi = -phi.sin()  # d psi / d phi, with the sign of the branch
+        if ctx.beyond_pi == "monotone":
+            by_phi = _sign((phi / math.pi).floor()) * by_phi
+        by_cosine, by_m1, by_m2, by_m3 = -m1 * by_phi / sine, by_phi * theta, by_phi, -torch.ones_like(phi)
+        if ctx.beyond_pi == "linear":  # m1 = 1
+            by_cosine = torch.where(phi > math.pi, 1.0, by_cosine)
+            by_m2 = torch.where(phi > math.pi, -m2.sin() - m2 * m2.cos(), by_m2)
+        if ctx.gradient == "straight_through":
+            by_cosine = torch.ones_like(phi)
+        inputs = ((cosine, by_cosine), (m1, by_m1), (m2, by_m2), (m3, by_m3))
+        # a margin that all examples share takes the sum of their gradients
+        return *((gradients[0] * by).sum_to_size(value.shape) for value, by in inputs), None, None
 
 
-def _angles(c: Tensor, margin: Margin) -> tuple[Tensor, Tensor, Tensor]:
-    """sin(theta), theta and phi = m1 theta + m2; by atan2, which keeps all digits where acos loses half of them."""
+def _theta_and_sine(c: Tensor) -> tuple[Tensor, Tensor]:
+    """theta and sin(theta), by atan2, which keeps all digits where acos loses half of them."""
     sine = ((1 - c) * (1 + c)).sqrt()
-    theta = torch.atan2(sine, c)
-    return sine, theta, margin.m1 * theta + margin.m2
+    return torch.atan2(sine, c), sine
 
 
-def _psi(c: Tensor, margin: Margin) -> Tensor:
-    _, _, phi = _angles(c, margin)
-    psi = phi.cos()
-    if margin.beyond_pi == "monotone":
-        k = (phi / math.pi).floor()
-        psi = _sign(k) * psi - 2 * k
-    elif margin.beyond_pi == "linear":
-        psi = torch.where(phi > math.pi, c - margin.m2 * math.sin(margin.m2), psi)
-    return psi - margin.m3
-
-
-def _psi_derivative(c: Tensor, margin: Margin) -> Tensor:
-    """d psi / d cos(theta) = m1 sin(phi) / sin(theta), with the sign of the branch."""
-    sine, _, phi = _angles(c, margin)
-    slope = margin.m1 * phi.sin() / sine
-    if margin.beyond_pi == "monotone":
-        slope = _sign((phi / math.pi).floor()) * slope
-    elif margin.beyond_pi == "linear":
-        slope = torch.where(phi > math.pi, torch.ones_like(slope), slope)
-    return slope
+def _inside(cosine: Tensor) -> Tensor:
+    """The cosine, or the largest number below 1 in its place."""
+    largest = 1 - torch.finfo(cosine.dtype).eps / 2
+    return cosine.clamp(-largest, largest)
 
 
 def _sign(k: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from torch_reference.margins import Margin, target_cosine
+from torch_reference.margins import Margin, angles, target_cosine
 
 MARGINS = [
     Margin.softmax(),
@@ -84,6 +84,53 @@ def test_gradcheck_twice(margin):
     assert torch.autograd.gradgradcheck(lambda c: target_cosine(c, margin), cosine)
 
 
+def test_one_margin_for_each_example():
+    cosine = torch.linspace(-0.9, 0.9, 5, dtype=torch.float64)
+    fields = {"m1": [1.0, 1.3, 2.0, 4.0, 1.1], "m2": [0.5, 0.4, 0.0, 0.3, -0.2], "m3": [0.0, 0.1, 0.2, 0.3, 0.4]}
+    tensors = {name: torch.tensor(values, dtype=torch.float64) for name, values in fields.items()}
+    one_by_one = [target_cosine(c, Margin(*values)) for c, *values in zip(cosine, *fields.values(), strict=True)]
+    np.testing.assert_allclose(target_cosine(cosine, Margin(**tensors)), torch.stack(one_by_one), rtol=1e-15)
+    assert target_cosine(cosine.float(), Margin(**tensors)).dtype == torch.float32
+
+
+@pytest.mark.parametrize("policy", ["monotone", "linear", "wrap"])
+@pytest.mark.parametrize("shape", [(5,), ()], ids=["one each", "one for all"])
+def test_the_derivatives_by_the_margins(policy, shape):
+    cosine = torch.tensor([-0.97, -0.5, 0.013, 0.4, 0.9], dtype=torch.float64, requires_grad=True)
+    fields = {"m2": 0.7, "m3": 0.1} if policy == "linear" else {"m1": 1.2, "m2": 0.7, "m3": 0.1}
+    margins = [torch.full(shape, m, dtype=torch.float64, requires_grad=True) for m in fields.values()]
+
+    def psi(cosine, *margins):
+        return target_cosine(cosine, Margin(**dict(zip(fields, margins, strict=True)), beyond_pi=policy))
+
+    assert (angles(cosine) + 0.7 > torch.pi).any()
+    assert torch.autograd.gradcheck(psi, (cosine, *margins))
+
+
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float64, 1e-15), (torch.float32, 4e-7)], ids=str)
+def test_angles_and_their_derivative_are_mpmaths(dtype, bound):
+    eps = torch.finfo(dtype).eps
+    cosine = torch.cat([torch.linspace(-0.999, 0.999, 126), torch.tensor([1.0, -1.0, 1 - eps, eps - 1])]).to(dtype)
+    cosine.requires_grad_()
+    theta = angles(cosine)
+    theta.sum().backward()
+    largest = 1 - mpmath.mpf(eps) / 2
+    with mpmath.workdps(60):
+        exact = [mpmath.mpf(c.item()) for c in cosine.detach()]
+        values = [float(mpmath.acos(c)) for c in exact]
+        slopes = [float(-1 / mpmath.sqrt(1 - max(-largest, min(largest, c)) ** 2)) for c in exact]
+    np.testing.assert_allclose(theta.detach().double(), values, rtol=bound, atol=bound)
+    np.testing.assert_allclose(cosine.grad.double(), slopes, rtol=4 * bound)
+    assert theta.dtype == cosine.grad.dtype == dtype
+    assert torch.equal(angles(torch.tensor([1.5, -1.5])), angles(torch.tensor([1.0, -1.0])))
+
+
+def test_gradcheck_of_angles_twice():
+    cosine = torch.tensor([-0.97, -0.5, 0.013, 0.4, 0.9], dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(angles, cosine)
+    assert torch.autograd.gradgradcheck(angles, cosine)
+
+
 def test_straight_through_has_the_values_and_the_slope_one():
     cosine = torch.tensor([-1.0, -0.3, 0.8, 1.0], requires_grad=True)
     exact, straight = Margin.arcface(), Margin.arcface(gradient="straight_through")
@@ -111,6 +158,7 @@ def test_presets():
         ({"m1": float("nan")}, "m1 is nan; a margin must be finite"),
         ({"m3": float("inf")}, "m3 is inf; a margin must be finite"),
         ({"m1": 1.3, "beyond_pi": "linear"}, "beyond_pi='linear' is defined for m1 = 1 only"),
+        ({"m1": torch.ones(2), "beyond_pi": "linear"}, "beyond_pi='linear' is defined for m1 = 1 only"),
         ({"beyond_pi": "x"}, "beyond_pi is 'x'; it must be one of 'monotone', 'linear', 'wrap'"),
         ({"gradient": "x"}, "gradient is 'x'; it must be one of 'exact', 'straight_through'"),
     ],

@@ -5,7 +5,7 @@
     metrics.jsonl       one line for each epoch
     checkpoints/        the latest state of an unfinished or finished training, `step_00001234.safetensors`
     model.safetensors   the weights under their state_dict names
-    embeddings.npz      embeddings and labels of the test split, prototypes, class names
+    embeddings.npz      embeddings and labels of the test split, prototypes, the bias if there is one, class names
     embeddings.png      a picture of them
 
 Each file is written whole or not at all.
@@ -167,8 +167,8 @@ def write_npz(path: Path, **arrays: np.ndarray) -> None:
         np.savez(file, **arrays)  # type: ignore[arg-type]
 
 
-def read_npz(path: Path, names: Sequence[str]) -> Arrays:
-    """The arrays of these names.
+def read_npz(path: Path, names: Sequence[str], optional: Sequence[str] = ()) -> Arrays:
+    """The arrays of these names, and those of the `optional` ones that are there.
 
     Raises:
       UserError: no such file, no `.npz` file, or an array that is missing.
@@ -178,7 +178,7 @@ def read_npz(path: Path, names: Sequence[str]) -> Arrays:
             missing = [name for name in names if name not in file]
             if missing:
                 raise UserError(f"{path} has no array {missing[0]!r}; it must hold {', '.join(names)}")
-            return {name: file[name] for name in names}
+            return {name: file[name] for name in (*names, *optional) if name in file}
     except UserError:
         raise
     except FileNotFoundError:

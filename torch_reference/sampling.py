@@ -26,6 +26,50 @@ def epoch_order(seed: int, epoch: int, examples: int) -> np.ndarray:
     return np.argsort(generator(seed, "order", epoch).random(examples), kind="stable")
 
 
+def class_batches(seed: int, epoch: int, labels: np.ndarray, batch_size: int, classes_per_batch: int) -> np.ndarray:
+    """The batches of an epoch (from 0) that hold P classes with K examples each: int64 [N // B, B], class by class.
+
+    Each step takes the P classes with the smallest draws. A class's examples are taken in the order of `epoch_order`,
+    one after the other from step to step, and from the beginning again where they end.
+
+    Args:
+      labels: [N], those of the training examples; every class from 0 to the largest has one.
+      batch_size: B. classes_per_batch: P, which divides B and is at most the number of classes C; K = B / P.
+
+    Raises:
+      ValueError: a class without examples, or a P that does not fit.
+
+    >>> labels = np.array([0, 0, 1, 2, 2, 2])
+    >>> labels[class_batches(seed=0, epoch=0, labels=labels, batch_size=4, classes_per_batch=2)].tolist()
+    [[1, 1, 0, 0]]
+    """
+    steps, classes, each = len(labels) // batch_size, labels.max() + 1, batch_size // classes_per_batch
+    if classes_per_batch > classes or batch_size % classes_per_batch:
+        raise ValueError(f"{classes_per_batch} of {classes} classes cannot make a batch of {batch_size}")
+    order = epoch_order(seed, epoch, len(labels))
+    members = [order[labels[order] == j] for j in range(classes)]
+    if empty := [j for j in range(classes) if len(members[j]) == 0]:
+        raise ValueError(f"class {empty[0]} has no example")
+    drawn = generator(seed, "classes", epoch).random((steps, classes)).argsort(axis=1, kind="stable")
+    taken = np.zeros(classes, np.int64)
+    batches = np.empty((steps, classes_per_batch, each), np.int64)
+    for step, place in np.ndindex(steps, classes_per_batch):
+        j = drawn[step, place]
+        batches[step, place] = members[j][(taken[j] + np.arange(each)) % len(members[j])]
+        taken[j] += each
+    return batches.reshape(steps, batch_size)
+
+
+def elastic_normal(seed: int, step: int, batch_size: int) -> np.ndarray:
+    """A step's standard normal draws (from 0): float32 [B], by Box and Muller.
+
+    >>> elastic_normal(seed=0, step=0, batch_size=3).dtype
+    dtype('float32')
+    """
+    u = generator(seed, "elastic", step).random((batch_size, 2))
+    return (np.sqrt(-2 * np.log(1 - u[:, 0])) * np.cos(2 * math.pi * u[:, 1])).astype(np.float32)
+
+
 def dropout_mask(seed: int, step: int, batch_size: int, features: int, dropout: float) -> np.ndarray:
     """Which features a step (from 0) keeps: bool [B, F], F flattened as channel, row, column."""
     return generator(seed, "dropout", step).random((batch_size, features)) >= dropout

@@ -6,13 +6,15 @@ import math
 import numpy as np
 import pytest
 import torch
-from scipy import ndimage
+from scipy import ndimage, stats
 
 from torch_reference.sampling import (
     Augmentation,
     augment,
+    class_batches,
     draw_augmentation,
     dropout_mask,
+    elastic_normal,
     epoch_order,
     generator,
     normalise,
@@ -55,6 +57,47 @@ def philox_first(key):
 def test_order_is_the_recipes():
     u = draws("arcface/order/2/5").random(50).tolist()
     assert epoch_order(5, 2, 50).tolist() == sorted(range(50), key=u.__getitem__)
+
+
+@pytest.mark.parametrize(("classes", "each"), [(2, 3), (3, 4), (5, 1), (4, 2)])
+def test_batches_of_classes_are_the_recipes(classes, each):
+    """Class 4 has fewer examples than some of its batches take, class 2 many."""
+    labels = np.array([0] * 7 + [1] * 6 + [2] * 20 + [3] * 9 + [4] * 2)[np.random.default_rng(0).permutation(44)]
+    found = class_batches(5, 2, labels, classes * each, classes)
+    u = draws("arcface/classes/2/5").random((44 // (classes * each), 5))
+    order = epoch_order(5, 2, 44).tolist()
+    queues = {j: [i for i in order if labels[i] == j] for j in range(5)}
+    wrapped = 0
+    for step, row in enumerate(u.tolist()):
+        expected = []
+        for j in sorted(range(5), key=row.__getitem__)[:classes]:
+            for _ in range(each):
+                expected.append(queues[j][0])
+                queues[j].append(queues[j].pop(0))
+                wrapped += expected.count(expected[-1]) > 1
+        assert found[step].tolist() == expected
+    assert len(found) == len(u)
+    assert (wrapped > 0) == (each > 2)
+
+
+def test_batches_of_classes_that_cannot_be_made():
+    with pytest.raises(ValueError, match="class 1 has no example"):
+        class_batches(0, 0, np.array([0, 0, 2, 2]), 4, 2)
+    with pytest.raises(ValueError, match="4 of 3 classes cannot make a batch of 4"):
+        class_batches(0, 0, np.array([0, 1, 2, 2]), 4, 4)
+    with pytest.raises(ValueError, match="2 of 3 classes cannot make a batch of 3"):
+        class_batches(0, 0, np.array([0, 1, 2, 2]), 3, 2)
+
+
+def test_elastic_draws_are_the_recipes_and_normal():
+    expected = []
+    for u0, u1 in draws("arcface/elastic/4/5").random((3, 2)).tolist():
+        expected.append(math.sqrt(-2 * math.log(1 - u0)) * math.cos(2 * math.pi * u1))
+    found = elastic_normal(5, 4, 3)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    many = elastic_normal(0, 0, 20_000)
+    assert stats.kstest(many, "norm").pvalue > 0.01
 
 
 def test_dropout_keeps_what_is_not_below_its_rate():

@@ -18,11 +18,20 @@ from torch_reference.backbones import make_backbone, whitening_filters
 from torch_reference.config import TrainConfig
 from torch_reference.data import Dataset, Split, channel_statistics
 from torch_reference.errors import UserError
-from torch_reference.evaluation import accuracy
-from torch_reference.heads import ArcFaceHead
-from torch_reference.losses import add_margin, softmax_loss
+from torch_reference.evaluation import accuracy, class_means
+from torch_reference.heads import ClassHead
+from torch_reference.losses import cosines
 from torch_reference.margins import Margin
-from torch_reference.sampling import augment, draw_augmentation, dropout_mask, epoch_order, normalise
+from torch_reference.objective import Inputs, State, initial_states, total_loss
+from torch_reference.sampling import (
+    augment,
+    class_batches,
+    draw_augmentation,
+    dropout_mask,
+    elastic_normal,
+    epoch_order,
+    normalise,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,18 +68,20 @@ class Classifier(nn.Module):
     def __init__(self, config: TrainConfig, image_shape: tuple[int, int, int], num_classes: int):
         super().__init__()
         self.backbone = make_backbone(config.backbone, image_shape, config.embedding_dim, config.width, config.dropout)
-        self.head = ArcFaceHead(
+        names = config.objective.names
+        self.head = ClassHead(
             config.embedding_dim,
             num_classes,
-            margin=config.margin_value,
-            scale=config.scale,
             subcenters=config.subcenters,
+            trained=config.objective.classifier is not None,
+            bias="softmax" in names,
+            centers="center_learnt" in names,
         )
 
-    def forward(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Logits [B, C] of normalised images [B, C, H, W], with the margin on labels [B] where given."""
-        logits: Tensor = self.head(self.backbone(images), labels)
-        return logits
+    def forward(self, images: Tensor) -> Tensor:
+        """What is largest for an image's class: [B, C] of normalised images [B, C, H, W]."""
+        scores: Tensor = self.head(self.backbone(images))
+        return scores
 
 
 def initial_model(config: TrainConfig, dataset: Dataset) -> Classifier:
@@ -120,11 +131,15 @@ def device_data(
 def epoch_batches(config: TrainConfig, data: DeviceData, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
     """The batches of an epoch (from 0), from its batch `start` on: images [B, C, H, W], augmented, and labels [B]."""
     examples, height, width, _ = data.images.shape
-    device = data.images.device
-    order = torch.from_numpy(epoch_order(config.seed, epoch, examples)).to(device)
+    device, batch_size = data.images.device, config.batch_size
+    if config.classes_per_batch:
+        labels = data.labels.cpu().numpy()
+        batches = class_batches(config.seed, epoch, labels, batch_size, config.classes_per_batch)
+    else:
+        order = epoch_order(config.seed, epoch, examples)
+        batches = order[: examples // batch_size * batch_size].reshape(-1, batch_size)
     draws = draw_augmentation(config.augmentation, config.seed, epoch, examples, height, width, device)
-    for number in range(start, examples // config.batch_size):
-        chosen = order[number * config.batch_size : (number + 1) * config.batch_size]
+    for chosen in torch.from_numpy(batches[start:]).to(device):
         images = augment(data.images[chosen], draws.take(chosen), config.augmentation, data.mean, data.scale)
         yield images, data.labels[chosen]
 
@@ -133,12 +148,16 @@ def epoch_batches(config: TrainConfig, data: DeviceData, epoch: int, start: int 
 
 
 def make_optimizer(config: TrainConfig, model: nn.Module) -> torch.optim.Optimizer:
-    """The optimiser, with weight decay on weights of two axes or more; each step sets its learning rate."""
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    groups = [
-        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
-    ]
+    """The optimiser, with weight decay on weights of two axes or more, but not on centres.
+
+    Each step sets its learning rate.
+    """
+    decayed: list[Tensor] = []
+    free: list[Tensor] = []
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            (decayed if parameter.ndim >= 2 and name != "head.centers" else free).append(parameter)
+    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": free, "weight_decay": 0.0}]
     if config.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(config.momentum, 0.999), eps=1e-8)
     # without momentum Nesterov's step is the plain one, and torch refuses the word
@@ -161,6 +180,15 @@ def learning_rate(config: TrainConfig, step: int, steps_per_epoch: int) -> float
     return config.learning_rate * factor
 
 
+def margin_growth(config: TrainConfig, step: int, steps_per_epoch: int) -> float:
+    """The share of the margin that has grown in a step (from 0); it rises linearly to 1.
+
+    >>> [margin_growth(TrainConfig(margin_warmup_epochs=1), step, steps_per_epoch=1) for step in range(3)]
+    [0.5, 1.0, 1.0]
+    """
+    return min(1.0, (step + 1) / (round(config.margin_warmup_epochs * steps_per_epoch) + 1))
+
+
 def warmed_up_margin(config: TrainConfig, step: int, steps_per_epoch: int) -> Margin:
     """The margin of a step (from 0), which grows linearly from none to its value.
 
@@ -168,8 +196,7 @@ def warmed_up_margin(config: TrainConfig, step: int, steps_per_epoch: int) -> Ma
     >>> [warmed_up_margin(config, step, steps_per_epoch=1).m2 for step in range(2)]
     [0.2, 0.4]
     """
-    warmup = round(config.margin_warmup_epochs * steps_per_epoch)
-    return config.margin_value.grown(min(1, (step + 1) / (warmup + 1)))
+    return config.margin_value.grown(margin_growth(config, step, steps_per_epoch))
 
 
 @torch.no_grad()
@@ -190,10 +217,20 @@ def clip_gradients(parameters: Iterable[Tensor], largest: float) -> None:
 
 @dataclasses.dataclass
 class TrainState:
-    """A training after so many steps, with the sums of its running epoch's losses and accuracies."""
+    """A training after so many steps.
+
+    Args:
+      model: with its weights, which each step changes.
+      optimizer: with its momenta.
+      losses: what the losses remember, by the names of loss and value: `center` its centres, `adacos` its scale,
+        `curricularface` t, `adaface` the mean and the standard deviation of the embeddings' lengths.
+      step: how many.
+      loss_sum, accuracy_sum: of the steps of the running epoch.
+    """
 
     model: Classifier
     optimizer: torch.optim.Optimizer
+    losses: dict[str, State] = dataclasses.field(default_factory=dict)
     step: int = 0
     loss_sum: float = 0.0
     accuracy_sum: float = 0.0
@@ -205,6 +242,8 @@ class TrainState:
             for key, value in self.optimizer.state.get(parameter, {}).items():
                 if value is not None:
                     arrays[f"optimizer.{key}.{name}"] = value.detach().cpu().contiguous().numpy()
+        for loss, state in self.losses.items():
+            arrays |= {f"losses.{loss}.{name}": value.cpu().numpy() for name, value in state.items()}
         for key in ("step", "loss_sum", "accuracy_sum"):
             arrays[key] = np.array(getattr(self, key))
         return arrays
@@ -227,6 +266,12 @@ class TrainState:
                 # AdamW counts its steps on the CPU
                 device = parameters[of].device if array.ndim else "cpu"
                 self.optimizer.state[parameters[of]][key] = torch.from_numpy(array).to(device)
+        for loss, state in self.losses.items():
+            for name, value in state.items():
+                found = torch.from_numpy(arrays[f"losses.{loss}.{name}"])
+                if found.shape != value.shape:
+                    raise ValueError(f"its {name} of {loss} has shape {tuple(found.shape)}, not {tuple(value.shape)}")
+                state[name] = found.to(value.device)
         self.step = int(arrays["step"])
         self.loss_sum, self.accuracy_sum = float(arrays["loss_sum"]), float(arrays["accuracy_sum"])
 
@@ -236,7 +281,9 @@ def initial_state(config: TrainConfig, dataset: Dataset, machine: Machine | None
     machine = machine or Machine()
     model = initial_model(config, dataset).to(machine.device)
     model = model.to(memory_format=machine.memory_format)  # type: ignore[call-overload]
-    return TrainState(model, make_optimizer(config, model))
+    states = initial_states(config.objective, dataset.num_classes, config.embedding_dim)
+    losses = {loss: {name: value.to(machine.device) for name, value in state.items()} for loss, state in states.items()}
+    return TrainState(model, make_optimizer(config, model), losses)
 
 
 class Metrics(NamedTuple):
@@ -271,15 +318,31 @@ def train_step(
         keep = torch.from_numpy(drawn).to(images.device)
     with network_precision(config, images.device):
         embeddings = model.backbone(images, keep) if embed is None else embed(images, keep)
-    cosine = model.head.cosines(embeddings)
-    logits = add_margin(cosine, labels, warmed_up_margin(config, step, steps_per_epoch), config.scale)
-    loss = softmax_loss(logits, labels, config.label_smoothing)
+    normal = None
+    if config.objective.needs_normal:
+        normal = torch.from_numpy(elastic_normal(config.seed, step, len(images))).to(images.device)
+    inputs = Inputs(
+        embeddings,
+        labels,
+        model.head.prototypes,
+        model.head.bias,
+        model.head.centers,
+        margin=warmed_up_margin(config, step, steps_per_epoch),
+        growth=margin_growth(config, step, steps_per_epoch),
+        scale=config.scale_value,
+        label_smoothing=config.label_smoothing,
+        beyond_pi=config.beyond_pi,
+        step=step,
+        normal=normal,
+    )
+    loss, losses = total_loss(config.objective, inputs, state.losses)
     if not math.isfinite(value := loss.item()):
         raise Diverged(
             f"the loss of step {step + 1} is {value}; try a smaller --learning-rate (now {config.learning_rate:g}), "
             f"more --warmup-epochs (now {config.warmup_epochs:g}) or --clip-norm 1"
         )
 
+    batch_accuracy = _batch_accuracy(config, model.head, embeddings.detach(), labels)  # by the weights of the loss
     optimizer.zero_grad()
     loss.backward()
     if config.clip_norm > 0:
@@ -287,8 +350,19 @@ def train_step(
     for group in optimizer.param_groups:
         group["lr"] = learning_rate(config, step, steps_per_epoch)
     optimizer.step()
+    state.losses = losses
     state.step += 1
-    return Metrics(value, (cosine.argmax(dim=1) == labels).float().mean().item())
+    return Metrics(value, batch_accuracy)
+
+
+@torch.no_grad()
+def _batch_accuracy(config: TrainConfig, head: ClassHead, embeddings: Tensor, labels: Tensor) -> float:
+    """The share of a batch that is given its class by the head, or by the nearest other example under pair losses."""
+    if config.objective.classifier is not None:
+        predicted = head(embeddings).argmax(dim=1)
+    else:
+        predicted = labels[cosines(embeddings, embeddings).fill_diagonal_(-math.inf).argmax(dim=1)]
+    return (predicted == labels).float().mean().item()
 
 
 def network_precision(config: TrainConfig, device: torch.device) -> contextlib.AbstractContextManager[object]:
@@ -314,6 +388,18 @@ def embed_all(
         with network_precision(config, data.images.device):
             embeddings.append(model.backbone(normalised).to(data.mean.dtype).cpu())
     return torch.cat(embeddings)
+
+
+@torch.no_grad()
+def take_class_means(
+    model: Classifier,
+    config: TrainConfig,
+    data: DeviceData,
+    memory_format: torch.memory_format = torch.contiguous_format,
+) -> None:
+    """Makes the class means of a split's embeddings the prototypes, where they are not trained."""
+    embeddings = embed_all(model, config, data, memory_format)
+    model.head.prototypes.copy_(class_means(embeddings, data.labels.cpu(), len(model.head.prototypes)))
 
 
 # ---- fit
@@ -350,10 +436,24 @@ class Reporter:
         """After each epoch."""
 
 
-def check_batch_size(config: TrainConfig, dataset: Dataset) -> None:
-    """Raises UserError where a batch takes more than the training images."""
-    if config.batch_size > (examples := len(dataset.train.labels)):
+def check_fit(config: TrainConfig, dataset: Dataset) -> None:
+    """Raises UserError where the data set has too few images or classes for the configuration."""
+    examples, classes = len(dataset.train.labels), dataset.num_classes
+    if config.batch_size > examples:
         raise UserError(f"--batch-size is {config.batch_size}, but there are only {examples} training images")
+    if config.classes_per_batch > classes:
+        raise UserError(f"--classes-per-batch is {config.classes_per_batch}, but there are only {classes} classes")
+    if "adacos" in config.objective.names and classes < 3:
+        raise UserError(f"--loss adacos needs at least 3 classes, but there are only {classes}")
+
+
+def first_of_each_class(split: Split, num_classes: int, images: int = 10_000) -> Split:
+    """The first ceil(images / C) images of each class, which class means are taken of."""
+    order = np.argsort(split.labels, kind="stable")
+    sorted_labels = split.labels[order]
+    rank = np.arange(len(order)) - np.searchsorted(sorted_labels, sorted_labels)
+    chosen = order[rank < math.ceil(images / num_classes)]
+    return Split(split.images[chosen], split.labels[chosen])
 
 
 def fit(
@@ -378,23 +478,28 @@ def fit(
       The state after the last step, or after the one at which `stop` said so.
 
     Raises:
-      UserError: fewer training images than a batch takes.
+      UserError: too few training images or classes.
       Diverged: a loss that is not finite.
     """
     machine, reporter = machine or Machine(), reporter or Reporter()
-    check_batch_size(config, dataset)
+    check_fit(config, dataset)
     steps_per_epoch = len(dataset.train.labels) // config.batch_size
     state = state or initial_state(config, dataset, machine)
     statistics = channel_statistics(dataset.train.images)
     train = device_data(dataset.train, *statistics, machine.device)
     test = device_data(dataset.test, *statistics, machine.device)
     embed = torch.compile(state.model.backbone) if machine.compile else None
+    few = None  # images of each class, where the class means take the place of trained prototypes
+    if config.objective.classifier is None:
+        few = device_data(first_of_each_class(dataset.train, dataset.num_classes), *statistics, machine.device)
 
     for epoch in range(state.step // steps_per_epoch, config.epochs):
         done = state.step - epoch * steps_per_epoch
         began = time.perf_counter()
         for number, (images, labels) in enumerate(epoch_batches(config, train, epoch, done), done + 1):
             if stop():
+                if few is not None:
+                    take_class_means(state.model, config, few, machine.memory_format)
                 return state
             images = images.contiguous(memory_format=machine.memory_format)
             metrics = train_step(state, images, labels, config, steps_per_epoch, embed)
@@ -403,17 +508,23 @@ def fit(
             reporter.on_step(epoch, number, metrics)
         seconds = time.perf_counter() - began
 
+        if few is not None:
+            take_class_means(state.model, config, few, machine.memory_format)
         embeddings = embed_all(state.model, config, test, machine.memory_format)
+        head = state.model.head
+        prototypes, bias = head.prototypes.detach().cpu(), None if head.bias is None else head.bias.detach().cpu()
         record = Record(
             epoch=epoch + 1,
             step=state.step,
             train_loss=state.loss_sum / steps_per_epoch,
             train_accuracy=state.accuracy_sum / steps_per_epoch,
-            test_accuracy=accuracy(embeddings, state.model.head.prototypes.detach().cpu(), test.labels.cpu()),
+            test_accuracy=accuracy(embeddings, prototypes, dataset.test.labels, bias),
             learning_rate=learning_rate(config, state.step - 1, steps_per_epoch),
             images_per_second=(steps_per_epoch - done) * config.batch_size / seconds,
             seconds=seconds,
         )
         state.loss_sum = state.accuracy_sum = 0.0
         reporter.on_epoch(record, state)
+    if few is not None and state.step == 0:
+        take_class_means(state.model, config, few, machine.memory_format)
     return state

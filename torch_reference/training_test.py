@@ -1,5 +1,6 @@
 """Tests of training.py: schedules and optimisers in closed form, and small trainings on digits."""
 
+import copy
 import dataclasses
 import math
 
@@ -8,8 +9,12 @@ import pytest
 import torch
 
 from torch_reference import Margin, data
-from torch_reference.config import TrainConfig
+from torch_reference.adaptive import adacos_loss, adaface_loss, curricularface_loss, initial_adacos_scale, magface_loss
+from torch_reference.config import TrainConfig, recipe
 from torch_reference.errors import UserError
+from torch_reference.losses import a_softmax_loss, margin_softmax_loss
+from torch_reference.objective import ALIASES, LOSSES
+from torch_reference.sampling import class_batches, elastic_normal
 from torch_reference.training import (
     Diverged,
     Machine,
@@ -18,6 +23,7 @@ from torch_reference.training import (
     device_data,
     embed_all,
     epoch_batches,
+    first_of_each_class,
     fit,
     initial_model,
     initial_state,
@@ -125,6 +131,15 @@ def test_decay_acts_on_convolutions_linear_layers_and_prototypes_only(digits):
     assert not any("bn" in name for name in decayed)
 
 
+def test_neither_bias_nor_centres_decay(digits):
+    config = dataclasses.replace(SMALL, loss="softmax+center_learnt")
+    model = initial_model(config, digits)
+    decayed, free = (group["params"] for group in make_optimizer(config, model).param_groups)
+    for name, parameter in model.head.named_parameters():
+        assert any(parameter is p for p in decayed) == (name == "prototypes")
+        assert any(parameter is p for p in free) == (name != "prototypes")
+
+
 def test_clipping_scales_all_gradients_to_the_norm_exactly():
     one, other = (torch.zeros(n, dtype=torch.float64, requires_grad=True) for n in (1, 2))
     one.grad, other.grad = torch.tensor([3.0]).double(), torch.tensor([0.0, -4.0]).double()
@@ -154,6 +169,133 @@ def test_a_step_is_the_recipes_step(digits):
         torch.testing.assert_close(p.detach(), before[name] - rate * 1.9 * g, rtol=1e-5, atol=1e-8)
 
 
+BY_HAND = {
+    "arcface:m=0.4": lambda x, w, y, r: margin_softmax_loss(x, w, y, Margin.arcface(0.4 * r), 16.0),
+    "a_softmax": lambda x, w, y, r: a_softmax_loss(x, w, y, 4, 1000 / 1.12),
+    "adacos": lambda x, w, y, r: adacos_loss(x, w, y, initial_adacos_scale(10))[0],
+    "curricularface": lambda x, w, y, r: curricularface_loss(x, w, y, 0.0, Margin.arcface(0.5 * r), 16.0)[0],
+    "magface": lambda x, w, y, r: magface_loss(x, w, y, 0.45 * r, 0.8 * r, scale=16.0),
+    "adaface": lambda x, w, y, r: adaface_loss(x, w, y, 20.0, 100.0, 0.4 * r, scale=16.0)[0],
+    "elasticface": lambda x, w, y, r: margin_softmax_loss(
+        x, w, y, Margin(m2=r * (0.5 + 0.0125 * torch.from_numpy(elastic_normal(0, 1, 100)))), 16.0
+    ),
+    "elastic_cosface": lambda x, w, y, r: margin_softmax_loss(
+        x, w, y, Margin(m3=r * (0.35 + 0.0125 * torch.from_numpy(elastic_normal(0, 1, 100)))), 16.0
+    ),
+}
+
+
+@pytest.mark.parametrize("loss", list(BY_HAND))
+def test_the_second_step_has_its_share_of_the_margin_and_its_own_draws(digits, loss):
+    takes_warmup = "margin_warmup_epochs" in LOSSES[loss.partition(":")[0]].takes
+    config = dataclasses.replace(SMALL, loss=loss, margin_warmup_epochs=1.0 if takes_warmup else 0.0)
+    state = initial_state(config, digits)
+    state.step = 1
+    train = device_data(digits.train, *data.channel_statistics(digits.train.images))
+    images, labels = next(epoch_batches(config, train, 0))
+    model = copy.deepcopy(state.model)
+    embeddings = model.train().backbone(images)
+    expected = BY_HAND[loss](embeddings, model.head.prototypes, labels, 2 / 15)  # W = 14
+    metrics = train_step(state, images, labels, config, STEPS)
+    assert metrics.loss == pytest.approx(expected.item(), rel=1e-6)
+    assert metrics.accuracy == (model.head(embeddings).argmax(dim=1) == labels).float().mean().item()
+
+
+def test_a_step_moves_what_its_loss_remembers(digits):
+    config = dataclasses.replace(SMALL, loss="adaface:rate=0.2+center:rate=0.25")
+    state = initial_state(config, digits)
+    train = device_data(digits.train, *data.channel_statistics(digits.train.images))
+    images, labels = next(epoch_batches(config, train, 0))
+    x = copy.deepcopy(state.model).train().backbone(images).detach().double().numpy()
+    train_step(state, images, labels, config, STEPS)
+    lengths = np.sqrt((x**2).sum(axis=1))
+    assert state.losses["adaface"]["mean"].item() == pytest.approx(0.2 * lengths.mean() + 0.8 * 20, rel=1e-6)
+    assert state.losses["adaface"]["std"].item() == pytest.approx(0.2 * lengths.std(ddof=1) + 0.8 * 100, rel=1e-6)
+    for j in range(10):  # from 0, a quarter of the way to sum x / (1 + n)
+        members = x[labels.numpy() == j]
+        expected = 0.25 * members.sum(axis=0) / (1 + len(members))
+        np.testing.assert_allclose(state.losses["center"]["centers"][j], expected, rtol=1e-4, atol=1e-6)
+
+
+def test_under_pair_losses_the_accuracy_is_that_of_the_nearest_other_example(digits):
+    config = dataclasses.replace(SMALL, loss="supcon", classes_per_batch=10)
+    state = initial_state(config, digits)
+    train = device_data(digits.train, *data.channel_statistics(digits.train.images))
+    images, labels = next(epoch_batches(config, train, 0))
+    x = copy.deepcopy(state.model).train().backbone(images).detach().double().numpy()
+    x /= np.linalg.norm(x, axis=1, keepdims=True)
+    right = sum(
+        labels[max((j for j in range(100) if j != i), key=lambda j, i=i: x[i] @ x[j])] == labels[i] for i in range(100)
+    )
+    assert 0 < right < 100
+    before = state.model.head.prototypes.clone()
+    assert train_step(state, images, labels, config, STEPS).accuracy == pytest.approx(right.item() / 100)
+    assert torch.equal(state.model.head.prototypes, before)
+
+
+def test_batches_hold_as_many_classes_as_asked_for(digits):
+    config = dataclasses.replace(SMALL, classes_per_batch=5)
+    train = device_data(digits.train, *data.channel_statistics(digits.train.images))
+    drawn = class_batches(0, 1, digits.train.labels, 100, 5)
+    found = list(epoch_batches(config, train, 1, start=3))
+    assert len(found) == STEPS - 3
+    for (_, labels), chosen in zip(found, drawn[3:], strict=True):
+        assert labels.tolist() == digits.train.labels[chosen].tolist()
+        assert labels.unique(return_counts=True)[1].tolist() == [20] * 5
+
+
+def test_the_first_images_of_each_class(digits):
+    labels = digits.train.labels.tolist()
+    found = first_of_each_class(digits.train, 10, images=95)
+    for j in range(10):
+        expected = [i for i, label in enumerate(labels) if label == j][:10]  # 95 / 10, rounded up
+        np.testing.assert_array_equal(found.images[found.labels == j], digits.train.images[expected])
+    assert len(first_of_each_class(digits.train, 10).labels) == len(labels)
+
+
+@pytest.mark.parametrize("steps", [STEPS, 5], ids=["a whole epoch", "stopped within one"])
+def test_pair_losses_leave_the_class_means_as_prototypes(digits, steps):
+    config = dataclasses.replace(SMALL, loss="triplet", classes_per_batch=5, epochs=1)
+    collector = Collector()
+    state = fit(config, digits, reporter=collector, stop=lambda: len(collector.losses) == steps)
+    train = device_data(digits.train, *data.channel_statistics(digits.train.images))
+    x = embed_all(state.model, config, train).double().numpy()
+    x /= np.linalg.norm(x, axis=1, keepdims=True)
+    expected = [x[digits.train.labels == j].mean(axis=0) for j in range(10)]
+    np.testing.assert_allclose(to_arrays(state.model)["head.prototypes"], expected, rtol=1e-4, atol=1e-6)
+
+
+def learning_rows():
+    """Each loss alone or beside one it regularises, and the rest of ArcFace's Table 2."""
+    beside = {"intra": "norm_softmax", "inter": "norm_softmax", "mhe": "norm_softmax"}
+    rows = [
+        f"{beside.get(name, 'softmax')}+{name}" if loss.kind == "regulariser" else name for name, loss in LOSSES.items()
+    ]
+    rows += ["arcface:m=0.4", "arcface:m=0.45", "arcface:m=0.55", "norm_softmax+intra+inter", "arcface+intra"]
+    rows += [*ALIASES, "arcface+inter", "arcface+intra+inter", "arcface+triplet"]
+    # with base = 1 embeddings spread slowly; 0.5 is the base of the authors' code
+    return ["multi_similarity:base=0.5" if row == "multi_similarity" else row for row in rows]
+
+
+@pytest.mark.parametrize("loss", learning_rows())
+def test_every_loss_learns_digits(digits, loss):
+    """The recipe's network, without augmentation, and with a limit for the gradient, which the circle loss needs."""
+    defaults = recipe("digits", loss)
+    config = dataclasses.replace(
+        defaults,
+        epochs=12 if loss == "contrastive" else 5,
+        learning_rate=0.2,
+        clip_norm=1.0,
+        margin_warmup_epochs=min(2.0, defaults.margin_warmup_epochs),
+        rotate=0.0,
+        zoom=0.0,
+        shift=0,
+    )
+    collector = Collector()
+    fit(config, digits, reporter=collector)
+    assert collector.records[-1].test_accuracy >= 0.97
+
+
 def test_digits_are_learnt(digits):
     collector = Collector()
     config = dataclasses.replace(SMALL, epochs=4, width=0.5, embedding_dim=64, learning_rate=0.05, batch_size=64)
@@ -166,9 +308,22 @@ def test_digits_are_learnt(digits):
     assert last.images_per_second == pytest.approx(22 * 64 / last.seconds)
 
 
-@pytest.mark.parametrize("optimizer", ["nesterov", "adamw"])
-def test_a_resumed_training_ends_with_the_same_bits(digits, optimizer):
-    config = dataclasses.replace(SMALL, optimizer=optimizer, dropout=0.2, shift=1, flip=True, cutout=2)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"optimizer": "nesterov"},
+        {"optimizer": "adamw"},
+        {"loss": "softmax+center+center_learnt"},
+        {"loss": "adacos"},
+        {"loss": "curricularface", "margin_warmup_epochs": 1.0},
+        {"loss": "adaface"},
+        {"loss": "elasticface"},
+        {"loss": "triplet", "classes_per_batch": 5},
+    ],
+    ids=lambda changes: "-".join(map(str, changes.values())),
+)
+def test_a_resumed_training_ends_with_the_same_bits(digits, changes):
+    config = dataclasses.replace(SMALL, dropout=0.2, shift=1, flip=True, cutout=2, **changes)
     whole = Collector()
     expected = fit(config, digits, reporter=whole).to_arrays()
     first, second = Collector(), Collector()
@@ -183,6 +338,17 @@ def test_a_resumed_training_ends_with_the_same_bits(digits, optimizer):
         np.testing.assert_array_equal(found[name], array, err_msg=name)
     untimed = [[r[:6] for r in c.records] for c in (whole, first, second)]
     assert untimed[1] + untimed[2] == untimed[0]
+
+
+def test_what_a_loss_remembers_is_in_the_checkpoint(digits):
+    arrays = initial_state(dataclasses.replace(SMALL, loss="adaface+center"), digits).to_arrays()
+    found = {name: array.shape for name, array in arrays.items() if name.startswith("losses.")}
+    assert found == {"losses.adaface.mean": (), "losses.adaface.std": (), "losses.center.centers": (10, 8)}
+    state = initial_state(dataclasses.replace(SMALL, loss="adaface+center"), digits)
+    with pytest.raises(ValueError, match="centers of center has shape"):
+        state.load_arrays(arrays | {"losses.center.centers": np.zeros((2, 8), np.float32)})
+    with pytest.raises(KeyError):
+        state.load_arrays({name: array for name, array in arrays.items() if name != "losses.adaface.std"})
 
 
 def test_a_checkpoint_of_another_model_is_refused(digits):
@@ -239,6 +405,15 @@ def test_a_diverging_training_ends_with_advice(digits):
         fit(dataclasses.replace(SMALL, learning_rate=1e30), digits)
 
 
-def test_a_batch_larger_than_the_data_is_refused(digits):
-    with pytest.raises(UserError, match="--batch-size is 2000, but there are only 1438 training images"):
-        fit(dataclasses.replace(SMALL, batch_size=2000), digits)
+@pytest.mark.parametrize(
+    ("changes", "classes", "message"),
+    [
+        ({"batch_size": 2000}, 10, "--batch-size is 2000, but there are only 1438 training images"),
+        ({"classes_per_batch": 20}, 10, "--classes-per-batch is 20, but there are only 10 classes"),
+        ({"loss": "adacos"}, 2, "--loss adacos needs at least 3 classes, but there are only 2"),
+    ],
+)
+def test_too_little_data_is_refused(digits, changes, classes, message):
+    dataset = dataclasses.replace(digits, class_names=digits.class_names[:classes])
+    with pytest.raises(UserError, match=message):
+        fit(dataclasses.replace(SMALL, **changes), dataset)

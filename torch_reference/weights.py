@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from torch_reference.heads import ArcFaceHead
+from torch_reference.heads import ArcFaceHead, ClassHead
 from torch_reference.sampling import generator
 
 
@@ -17,8 +17,8 @@ def initialise(model: nn.Module, seed: int) -> None:
     """Gives every parameter its initial value: each from a generator of its own, keyed by its name and the seed.
 
     Convolutions are uniform in +-sqrt(6 / (in * height * width)) (He et al. 2015), linear layers in +-sqrt(3 / in),
-    prototypes in +-sqrt(3 / D); biases are 0, norms 1 and 0, slopes 0.25. What is not trained (AirNet's whitening
-    filters) is left alone.
+    prototypes in +-sqrt(3 / D); biases and centres are 0, norms 1 and 0, slopes 0.25. AirNet's whitening filters, which
+    are not trained, are left alone.
 
     >>> layer = nn.Sequential(nn.Linear(3, 2))
     >>> initialise(layer, seed=0)
@@ -31,8 +31,11 @@ def initialise(model: nn.Module, seed: int) -> None:
             module.reset_parameters()
         elif isinstance(module, nn.PReLU):
             module.weight.fill_(0.25)
-        elif isinstance(module, ArcFaceHead):
+        elif isinstance(module, ArcFaceHead | ClassHead):
             _draw(module.prototypes, f"{prefix}prototypes", math.sqrt(3 / module.prototypes.shape[-1]), seed)
+            for start_at_zero in (module.bias, module.centers) if isinstance(module, ClassHead) else ():
+                if start_at_zero is not None:
+                    start_at_zero.zero_()
         elif isinstance(module, nn.Conv2d | nn.Linear) and module.weight.requires_grad:
             gain = 6 if isinstance(module, nn.Conv2d) else 3
             _draw(module.weight, f"{prefix}weight", math.sqrt(gain / module.weight[0].numel()), seed)

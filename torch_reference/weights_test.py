@@ -45,6 +45,21 @@ def test_every_weight_is_the_recipes(backbone, subcenters):
         assert array.dtype == np.float32
 
 
+@pytest.mark.parametrize("loss", ["softmax+center_learnt", "triplet"])
+def test_bias_and_centres_start_at_0_and_untrained_prototypes_are_drawn(loss):
+    model = classifier(loss=loss)
+    for value in model.head.state_dict().values():
+        value.fill_(7.0)
+    initialise(model, seed=3)
+    found = {name: value for name, value in to_arrays(model).items() if name.startswith("head.")}
+    expected = {"head.prototypes": drawn("head.prototypes", 3, (5, 6), 0.5**0.5)}
+    if loss != "triplet":
+        expected |= {"head.bias": np.zeros(5), "head.centers": np.zeros((5, 6))}
+    assert found.keys() == expected.keys()
+    for name, array in expected.items():
+        np.testing.assert_array_equal(found[name], array)
+
+
 def test_weights_travel_and_counters_do_not():
     one, other = classifier(), classifier()
     initialise(one, 0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import importlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Any, Literal
 
 from parity_tests.compare import Difference
@@ -52,6 +52,7 @@ class Case:
         worst = max(differences, key=lambda d: getattr(d, key))
         return Result(
             self.what,
+            self.pair,
             self.dtype,
             # the largest of each, which need not be in the same array
             max(d.absolute for d in differences),
@@ -60,7 +61,7 @@ class Case:
             self.bound,
             self.unit,
             bool(getattr(worst, key) <= self.bound),
-            str(worst),
+            worst.at(worst.farthest),
         )
 
     def check(self) -> None:
@@ -76,6 +77,7 @@ class Result:
     """What a case measured: the largest errors, and where the largest of them was."""
 
     what: str
+    pair: str
     dtype: str
     absolute: float
     relative: float
@@ -84,6 +86,11 @@ class Result:
     unit: Unit
     passed: bool
     farthest: str
+
+    @property
+    def error(self) -> float:
+        """The largest error in the unit of the bound."""
+        return self.absolute if self.unit == "exact" else getattr(self, self.unit)
 
 
 def renamed(prefix: str, differences: Iterable[Difference]) -> list[Difference]:
@@ -96,9 +103,23 @@ def bound_of(dtype: Any) -> dict[str, Any]:
     return {"bound": 1e-12} if dtype == "float64" else {"bound": 64.0, "unit": "ulp"}
 
 
-PAIRS = ("margins", "losses", "heads", "backbones", "sampling", "weights", "data", "training", "evaluation")
+# The files of cases, and what the summary calls them.
+PAIRS = {
+    "margins": "margins: psi(theta), derivative",
+    "losses": "cosines, logits, losses; gradients",
+    "objective": "every loss by its words, two steps",
+    "heads": "heads: logits, loss; gradients",
+    "backbones": "backbones: embeddings, gradients, running statistics",
+    "sampling": "random numbers, order, augmented batches",
+    "weights": "initial weights",
+    "data": "data sets as decoded",
+    "training": "optimisers, schedules, margin warm-up",
+    "trajectories": "whole trainings, after each step",
+    "evaluation": "predictions, losses, exchanged models",
+}
 
 
-def all_cases() -> list[Case]:
-    """Every case, in the order of the table."""
-    return [case for pair in PAIRS for case in importlib.import_module(f"{__name__}.{pair}").CASES]
+def all_cases(only: Collection[str] = ()) -> list[Case]:
+    """Every case, in the order of the table; or those of some pairs."""
+    pairs = [pair for pair in PAIRS if not only or pair in only]
+    return [case for pair in pairs for case in importlib.import_module(f"{__name__}.{pair}").CASES]

@@ -1,4 +1,10 @@
-"""Every backbone: embeddings in training and evaluation, gradients of all parameters, updated running statistics."""
+"""Every backbone: embeddings in training and evaluation, gradients of all parameters, updated running statistics.
+
+In float32 the errors of gradients are relative to the largest element of the whole gradient, all parameters together.
+An array of its own would be no measure: a bias before a batch norm, or a batch norm's own weight, has a gradient that
+nearly cancels. That of lenet's stages.2.conv2.bias is 93 times smaller than the sum of the magnitudes it is a sum of,
+and what is left of it can be no more exact than their rounding (docs/parity.md).
+"""
 
 from __future__ import annotations
 
@@ -13,9 +19,10 @@ import torch
 from flax import nnx
 
 from jax_arcface import backbones as jax_backbones
+from jax_arcface import layers as jax_layers
 from jax_arcface import weights as jax_weights
-from parity_tests.cases import Case, renamed
-from parity_tests.compare import Difference, difference, differences
+from parity_tests.cases import Case, bound_of, renamed
+from parity_tests.compare import Difference, compare, difference, differences
 from torch_reference import backbones as torch_backbones
 from torch_reference import weights as torch_weights
 
@@ -115,7 +122,9 @@ def _sides(name: str, dtype: str, dropout: float) -> tuple[dict[str, Any], dict[
 def _compared(name: str, dtype: str, part: str, dropout: float) -> Iterator[Difference]:
     here, there = _sides(name, dtype, dropout)
     vanishing = () if dropout > 0 else VANISHING
-    yield from renamed(f"{part} of {name}:", differences(here[part], there[part], vanishing=vanishing))
+    together = dtype == "float32" and part == "gradients"
+    found = differences(here[part], there[part], vanishing=vanishing, together=together)
+    yield from renamed(f"{part} of {name}:", found)
 
 
 def _whitening() -> Iterator[Difference]:
@@ -128,30 +137,56 @@ def _whitening() -> Iterator[Difference]:
     yield difference("filters", here, there)
 
 
+def _ties() -> Iterator[Difference]:
+    """Poolings of pixels that are equal, and PReLU at 0: who takes the gradient."""
+    images = np.random.default_rng(0).integers(-1, 2, (3, 7, 9, 4)).astype(np.float64)
+
+    def there(x):
+        x = x.permute(0, 3, 1, 2)
+        return {
+            "max_pool": torch.nn.functional.max_pool2d(x, 2).permute(0, 2, 3, 1),
+            "global_max_pool": x.flatten(2).max(dim=2).values,
+        }
+
+    def here(x):
+        return {"max_pool": jax_layers.max_pool(x), "global_max_pool": jax_layers.global_max_pool(x)}
+
+    yield from renamed("ties:", compare(here, there, images).differences)
+    prelu = jax_layers.PReLU(4)
+    slope = np.linspace(0.1, 0.4, 4)
+    graphdef, state = nnx.split(prelu)
+
+    def activated(x, slope):
+        model = nnx.merge(graphdef, state, copy=True)
+        model.slope = nnx.Param(slope)
+        return model(x)
+
+    def twin(x, slope):
+        return torch.nn.functional.prelu(x.permute(0, 3, 1, 2), slope).permute(0, 2, 3, 1)
+
+    yield from renamed("PReLU:", compare(activated, twin, images, slope).differences)
+
+
+_PARTS = (
+    ("embeddings", "embeddings, training and evaluation"),
+    ("gradients", "gradients of all parameters"),
+    ("statistics", "updated running statistics"),
+)
+
 CASES = [
     *(
         Case(
             f"{name}: {what}",
             "backbones",
-            "float64",
-            1e-10,
-            functools.partial(_compared, name, "float64", part, DROPOUT),
+            dtype,
+            **({"bound": 1e-10} if dtype == "float64" else bound_of(dtype)),
+            measure=functools.partial(_compared, name, dtype, part, DROPOUT),
             covers=(name,),
         )
+        for dtype in ("float64", "float32")
         for name in SHAPES
-        for part, what in (
-            ("embeddings", "embeddings, training and evaluation"),
-            ("gradients", "gradients of all parameters"),
-            ("statistics", "updated running statistics"),
-        )
+        for part, what in _PARTS
     ),
-    Case(
-        "lenet: embeddings",
-        "backbones",
-        "float32",
-        64.0,
-        functools.partial(_compared, "lenet", "float32", "embeddings", DROPOUT),
-        unit="ulp",
-    ),
+    Case("equal pixels under max pooling, PReLU at 0", "backbones", "float64", 1e-10, _ties),
     Case("airnet: whitening filters of 2x2 patches", "backbones", "float32", 64.0, _whitening, unit="ulp"),
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -26,8 +26,7 @@ def _compared(here: jax_data.Dataset, there: torch_data.Dataset) -> Iterator[Dif
             else:
                 # without a float64 copy of the images
                 yield difference(f"{split} {part}", one[:1], other[:1])
-    names = [np.array([*name.encode()]) for name in ("\n".join(d.class_names) for d in (here, there))]
-    yield difference("class names", *names)
+    yield difference("class names", _bytes(here.class_names), _bytes(there.class_names))
     for what, one, other in zip(
         ("mean", "standard deviation"),
         jax_data.channel_statistics(here.train.images),
@@ -35,6 +34,10 @@ def _compared(here: jax_data.Dataset, there: torch_data.Dataset) -> Iterator[Dif
         strict=True,
     ):
         yield difference(what, one, other)
+
+
+def _bytes(names: Iterable[str]) -> np.ndarray:
+    return np.array([*"\n".join(names).encode()])
 
 
 def _named(name: str) -> Iterator[Difference]:
@@ -70,7 +73,7 @@ def _images() -> Iterator[Difference]:
         root = make_folder(Path(temporary) / "animals", split=False)
         (files, here), (names, there) = (d.read_images(root / "cat", (8, 8, 3)) for d in (jax_data, torch_data))
         yield difference("images", here, there)
-        yield difference("files", np.array([*"\n".join(files).encode()]), np.array([*"\n".join(names).encode()]))
+        yield difference("files", _bytes(files), _bytes(names))
 
 
 CASES = [

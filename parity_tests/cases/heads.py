@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from flax import nnx
@@ -17,7 +18,7 @@ from parity_tests.compare import Difference, compare
 
 def _heads(subcenters: int, dtype: str) -> Iterator[Difference]:
     x, w, labels = batch(dtype, subcenters)
-    options = {"scale": SCALE, "subcenters": subcenters}
+    options: dict[str, Any] = {"scale": SCALE, "subcenters": subcenters}
     head = jax_arcface.ArcFaceHead(DIM, CLASSES, margin=jax_arcface.Margin.cosface(), **options, rngs=nnx.Rngs(0))
     graphdef, state = nnx.split(head)
     twin = torch_reference.ArcFaceHead(DIM, CLASSES, margin=torch_reference.Margin.cosface(), **options)

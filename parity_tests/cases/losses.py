@@ -131,6 +131,9 @@ def _cosines(dtype: str) -> Iterator[Difference]:
         x[3] = 0
         report = compare(jax_arcface.cosines, torch_reference.cosines, x, w)
         yield from renamed(f"{subcenters} sub-centres:", report.differences)
+    # equally near, whatever the order of summation: the first takes the gradient
+    axes = np.eye(DIM, dtype=dtype)[[[0, 1, 1], [2, 2, 3], [4, 4, 4]]]
+    yield from renamed("equal sub-centres:", compare(jax_arcface.cosines, torch_reference.cosines, x, axes).differences)
 
 
 # ---- third opinions
@@ -198,16 +201,15 @@ def _library(name: str) -> Iterator[Difference]:
         raise Unavailable("pytorch-metric-learning is not installed") from None
     subcenters = 3 if name == "SubCenterArcFaceLoss" else 1
     x, w, labels = batch("float64", subcenters)
-    arcface = {"m2": math.radians(28.6), "beyond_pi": "linear"}
-    options: dict[str, Any]
-    ours: dict[str, Any]
-    options, ours = {
+    arcface: dict[str, Any] = {"m2": math.radians(28.6), "beyond_pi": "linear"}
+    translated: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         "ArcFaceLoss": ({"scale": SCALE}, arcface),
         "CosFaceLoss": ({"margin": 0.35, "scale": SCALE}, {"m3": 0.35}),
         "SphereFaceLoss": ({"margin": 4, "scale": SCALE}, {"m1": 4.0}),
         "NormalizedSoftmaxLoss": ({"temperature": 1 / SCALE}, {}),
         "SubCenterArcFaceLoss": ({"sub_centers": subcenters, "scale": SCALE}, arcface),
-    }[name]
+    }
+    options, ours = translated[name]
 
     def theirs(x, w, labels):
         loss = getattr(library, name)(num_classes=CLASSES, embedding_size=DIM, **options).double()
@@ -237,7 +239,7 @@ def _library(name: str) -> Iterator[Difference]:
 
 _FUNCTIONS: dict[str, tuple[str, Callable[[str], Iterator[Difference]]]] = {
     "normalize": ("normalize, with zero, small and large vectors", _normalize),
-    "cosines": ("cosines, with sub-centres and a zero vector", _cosines),
+    "cosines": ("cosines, with sub-centres, equal ones and a zero vector", _cosines),
     "softmax_loss": ("softmax loss, with label smoothing", _softmax),
     "margin_softmax_loss": ("margin softmax loss with label smoothing", _smoothed),
 }

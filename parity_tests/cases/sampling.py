@@ -45,6 +45,19 @@ def _orders() -> Iterator[Difference]:
         yield difference(f"seed {seed}, epoch {epoch}", here, torch_sampling.epoch_order(seed, epoch, n))
 
 
+def _balanced_orders() -> Iterator[Difference]:
+    labels = np.random.default_rng(3).permutation(np.repeat(np.arange(7), [3, 40, 41, 5, 30, 60, 21]))
+    for seed, epoch, size, classes in ((0, 0, 20, 5), (1, 2, 14, 7)):
+        here = jax_sampling.balanced_order(seed, epoch, labels, 7, size, classes)
+        yield difference(f"epoch {epoch}", here, torch_sampling.class_batches(seed, epoch, labels, size, classes))
+
+
+def _normal() -> Iterator[Difference]:
+    for step in (0, 999):
+        here, there = jax_sampling.normal_draws(3, step, 500), torch_sampling.elastic_normal(3, step, 500)
+        yield difference(f"step {step}", here, there)
+
+
 def _masks() -> Iterator[Difference]:
     for step, rate in ((0, 0.1), (17, 0.5)):
         arguments = (4, step, 6, 35, rate)
@@ -103,10 +116,13 @@ CASES = [
         for what, measure in (
             ("random numbers for a purpose", _generators),
             ("order of the training examples", _orders),
+            ("order in batches of few classes", _balanced_orders),
             ("dropout masks", _masks),
             ("what is drawn for each example", _draws),
         )
     ),
+    # two ways to write log(1 - u)
+    Case("normal draws of random margins", "sampling", "float32", 64.0, _normal, unit="ulp"),
     *(
         Case(
             f"augmented batch: {name}",

@@ -1,4 +1,4 @@
-"""Closed-set classification by the nearest prototype."""
+"""Closed-set classification by the nearest prototype, or by the largest linear logit."""
 
 from __future__ import annotations
 
@@ -6,37 +6,62 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from torch_reference.losses import cosines, margin_softmax_loss
+from torch_reference.losses import checked_labels, cosines, linear_logits, margin_softmax_loss, normalize
 from torch_reference.margins import Margin
 
 Array = Tensor | np.ndarray
 
 
 @torch.no_grad()
-def predict(embeddings: Array, prototypes: Array, block_size: int = 1000) -> Tensor:
+def predict(embeddings: Array, prototypes: Array, bias: Array | None = None, block_size: int = 1000) -> Tensor:
     """The class whose prototype has the largest cosine with each embedding; the first of equals.
 
     Args:
       embeddings: [N, D]. prototypes: [C, D], or [C, K, D] with sub-centres. Tensors or arrays.
+      bias: [C], of a classifier that is linear: the class is then that with the largest W x + b.
       block_size: embeddings compared at a time; the memory needed is block_size x C (x K).
 
     Returns:
       int64 [N].
 
-    >>> predict(torch.tensor([[2.0, 1.0], [0.0, -1.0]]), torch.tensor([[0.0, 1.0], [1.0, 0.0]])).tolist()
-    [1, 1]
+    >>> x, w = torch.tensor([[2.0, 1.0], [0.0, -1.0]]), torch.tensor([[0.0, 1.0], [1.0, 0.0]])
+    >>> predict(x, w).tolist(), predict(x, w, bias=torch.tensor([3.0, 0.0])).tolist()
+    ([1, 1], [0, 0])
     """
     x, w = torch.as_tensor(embeddings), torch.as_tensor(prototypes)
-    return torch.cat([cosines(block, w).argmax(dim=1) for block in x.split(block_size)])
+    b = None if bias is None else torch.as_tensor(bias)
+    logits = (cosines(block, w) if b is None else linear_logits(block, w, b) for block in x.split(block_size))
+    return torch.cat([block.argmax(dim=1) for block in logits])
 
 
-def accuracy(embeddings: Array, prototypes: Array, labels: Array) -> float:
-    """The share of embeddings [N, D] whose nearest prototype is that of their label [N].
+def accuracy(embeddings: Array, prototypes: Array, labels: Array, bias: Array | None = None) -> float:
+    """The share of embeddings [N, D] that `predict` gives the class of their label [N].
 
     >>> accuracy(torch.tensor([[2.0, 1.0], [0.0, 1.0]]), torch.tensor([[0.0, 1.0], [1.0, 0.0]]), torch.tensor([1, 1]))
     0.5
     """
-    return (predict(embeddings, prototypes) == torch.as_tensor(labels)).double().mean().item()
+    return (predict(embeddings, prototypes, bias) == torch.as_tensor(labels)).double().mean().item()
+
+
+@torch.no_grad()
+def class_means(embeddings: Array, labels: Array, num_classes: int) -> Tensor:
+    """The mean of each class's normalised embeddings: the prototypes of a model that was trained without any.
+
+    Args:
+      embeddings: [N, D]. labels: [N], integers in [0, C). Tensors or arrays.
+      num_classes: C.
+
+    Returns:
+      [C, D], float32 (float64 for float64); 0 for a class without examples.
+
+    >>> class_means(torch.tensor([[2.0, 0.0], [0.0, 3.0]]), torch.tensor([1, 1]), num_classes=2)
+    tensor([[0.0000, 0.0000],
+            [0.5000, 0.5000]])
+    """
+    unit = normalize(torch.as_tensor(embeddings))
+    y = checked_labels(torch.as_tensor(labels), len(unit), num_classes)
+    sums = unit.new_zeros(num_classes, unit.shape[1]).index_add(0, y, unit)
+    return sums / y.bincount(minlength=num_classes).clamp(min=1).unsqueeze(1)
 
 
 @torch.no_grad()

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from torch_reference import Margin, margin_softmax_loss
-from torch_reference.evaluation import accuracy, mean_loss, predict
+from torch_reference.evaluation import accuracy, class_means, mean_loss, predict
 
 
 @pytest.mark.parametrize("shape", [(4, 5), (4, 3, 5)])
@@ -19,6 +19,30 @@ def test_the_nearest_prototype_in_blocks(shape):
     assert predict(x, w).dtype == torch.int64
     labels = np.where(np.arange(23) < 20, expected, (expected + 1) % 4).astype(np.int32)
     assert accuracy(x, w, labels) == pytest.approx(20 / 23)
+
+
+def test_with_a_bias_the_classifier_is_linear():
+    rng = np.random.default_rng(0)
+    x, w, b = rng.normal(size=(23, 5)), rng.normal(size=(4, 5)), rng.normal(size=4)
+    expected = [max(range(4), key=lambda j: sum(w[j] * v) + b[j]) for v in x]
+    assert expected != predict(x, w).tolist()
+    for size in (7, 1000):
+        assert predict(x, w, b, block_size=size).tolist() == expected
+    labels = np.where(np.arange(23) < 20, expected, (np.array(expected) + 1) % 4)
+    assert accuracy(x, w, labels, b) == pytest.approx(20 / 23)
+
+
+def test_class_means_are_those_of_normalised_embeddings():
+    rng = np.random.default_rng(0)
+    x, labels = rng.normal(size=(20, 5)) * rng.uniform(1, 9, (20, 1)), np.arange(20) % 3
+    means = class_means(x, labels, 4)
+    for j in range(3):
+        members = [v / np.linalg.norm(v) for v, label in zip(x, labels, strict=True) if label == j]
+        np.testing.assert_allclose(means[j], sum(members) / len(members), rtol=1e-12)
+    assert means[3].tolist() == [0] * 5
+    assert class_means(np.float32(x), labels, 4).dtype == torch.float32
+    with pytest.raises(ValueError, match=r"labels must lie in \[0, 2\); found 2"):
+        class_means(x, labels, 2)
 
 
 def test_the_first_of_equals():

@@ -1,0 +1,75 @@
+"""The registries of both programs are the same, and so is what each entry computes."""
+
+import dataclasses
+
+import pytest
+
+from jax_arcface import objective as jax_objective
+from jax_arcface.errors import UserError as JaxUserError
+from parity_tests.cases.objective import CASES, words
+from torch_reference import objective as torch_objective
+from torch_reference.errors import UserError as TorchUserError
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_parity(case):
+    case.check()
+
+
+def described(module):
+    """The registry without its functions."""
+    return {
+        name: {
+            "options": {key: dataclasses.asdict(option) for key, option in loss.options.items()},
+            **{field: getattr(loss, field) for field in ("kind", "equation", "weight", "takes", "margin")},
+            "state": {key: tuple(value.shape) for key, value in loss.initial(5, 3).items()},
+        }
+        for name, loss in module.LOSSES.items()
+    }
+
+
+def test_registries_are_the_same():
+    assert described(jax_objective) == described(torch_objective)
+    assert list(jax_objective.LOSSES) == list(torch_objective.LOSSES)
+    assert jax_objective.ALIASES == torch_objective.ALIASES
+    assert jax_objective.describe() == torch_objective.describe()
+
+
+@pytest.mark.parametrize("text", [*words(), "softmax+center:0.5,rate=0.1", "arcface:m=0.2+circle:gamma=80"])
+def test_words_are_read_alike(text):
+    here, there = (
+        [(term.name, term.weight, dict(term.options)) for term in module.parse(text).terms]
+        for module in (jax_objective, torch_objective)
+    )
+    assert here == there
+
+
+@pytest.mark.parametrize(
+    ("text", "margin"),
+    [
+        ("arcfase", None),
+        ("arcface+", None),
+        ("arcface+cosface", None),
+        ("arcface+intra+intra", None),
+        ("intra", None),
+        ("cm1:m1=2", None),
+        ("arcface:k=2", None),
+        ("intra:k=2", None),
+        ("arcface:m=4", None),
+        ("a_softmax:m=2.5", None),
+        ("triplet:mining=soft", None),
+        ("softmax+center:0", None),
+        ("softmax+center:1,2", None),
+        ("magface:low=0.9", None),
+        ("softmax", 0.5),
+        ("triplet", 0.5),
+        ("arcface:m=0.3", 0.5),
+        ("cosface", 2.0),
+    ],
+)
+def test_mistakes_are_told_alike(text, margin):
+    with pytest.raises(JaxUserError) as here:
+        jax_objective.parse(text, margin)
+    with pytest.raises(TorchUserError) as there:
+        torch_objective.parse(text, margin)
+    assert str(here.value) == str(there.value)
