@@ -69,7 +69,8 @@ class EvaluateOptions:
     run_or_npz: Path = dataclasses.field(
         metadata={
             "positional": "RUN_OR_NPZ",
-            "help": "A run directory, or an .npz file with embeddings [N, D], labels [N] and prototypes [C, D] (and a bias [C]).",
+            "help": "A run directory, or an .npz file with embeddings [N, D], labels [N] and prototypes [C, D] "
+            "(and a bias [C]).",
         }
     )
     out: Path | None = dataclasses.field(
