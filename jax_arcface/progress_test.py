@@ -18,7 +18,7 @@ def record(epoch, step):
 
 
 def state(step):
-    return TrainState(jnp.int32(step), {"w": jnp.ones(2)}, {}, (), Metrics(jnp.zeros(()), jnp.zeros(())))
+    return TrainState(jnp.int32(step), {"w": jnp.ones(2)}, {}, (), {}, Metrics(jnp.zeros(()), jnp.zeros(())))
 
 
 @pytest.fixture

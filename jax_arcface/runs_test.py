@@ -22,6 +22,7 @@ def state(step, shape=(2, 3)):
         {"w": jnp.asarray(values)},
         {"mean": jnp.float32(0.5)},
         (jnp.asarray(-values.T),),
+        {"center": {"centers": jnp.asarray(2 * values)}},
         Metrics(jnp.float32(2), jnp.float32(3)),
     )
 

@@ -14,8 +14,8 @@ from torch import Tensor
 from torch_reference.losses import bounded, checked_labels, inner_products, normalize
 from torch_reference.margins import angles
 
-DISTANCES = ("l2", "angular")
-MININGS = ("all", "hard", "semi_hard")
+_DISTANCES = ("l2", "angular")
+_MININGS = ("all", "hard", "semi_hard")
 
 
 def contrastive_loss(embeddings: Tensor, labels: Tensor, m: float = 1.0, distance: str = "l2") -> Tensor:
@@ -42,7 +42,7 @@ def contrastive_loss(embeddings: Tensor, labels: Tensor, m: float = 1.0, distanc
     tensor(1.0858)
     """
     cosine, positive, negative = _pairs(embeddings, labels)
-    if _known("distance", distance, DISTANCES) == "l2":
+    if _known("distance", distance, _DISTANCES) == "l2":
         squared = F.relu(2 - 2 * cosine)
         d = torch.where(squared > 0, squared, 1.0).sqrt()
     else:
@@ -80,8 +80,8 @@ def triplet_loss(
     tensor(0.5000)
     """
     cosine, positive, negative = _pairs(embeddings, labels)
-    d = angles(cosine) if _known("distance", distance, DISTANCES) == "angular" else F.relu(2 - 2 * cosine)
-    if _known("mining", mining, MININGS) == "hard":
+    d = angles(cosine) if _known("distance", distance, _DISTANCES) == "angular" else F.relu(2 - 2 * cosine)
+    if _known("mining", mining, _MININGS) == "hard":
         anchor = positive.any(dim=1) & negative.any(dim=1)
         to_positive = _largest(d, positive)[anchor]
         to_negative = _smallest(d, negative)[anchor]
