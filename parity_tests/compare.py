@@ -63,6 +63,8 @@ class Difference:
 def difference(name: str, actual: Any, reference: Any, bound: float = 0.0, largest: float | None = None) -> Difference:
     """How far an array is from a reference of the same shape and dtype.
 
+    Integers may differ in width: JAX's are 32 bits wide unless told otherwise, PyTorch's 64.
+
     Args:
       name: what the report calls it.
       actual, reference: arrays. Where both are NaN, or the same infinity, they are equal.

@@ -307,7 +307,7 @@ def train_step(
       embed: the backbone, where it is to be another than the model's own, such as a compiled one.
 
     Raises:
-      Diverged: a loss that is not finite; `state` is then as before.
+      Diverged: a loss that is not finite; weights, optimiser and losses are then as before, running statistics not.
     """
     model, optimizer, step = state.model, state.optimizer, state.step
     model.train()

@@ -21,7 +21,10 @@ def _compared(here: jax_data.Dataset, there: torch_data.Dataset) -> Iterator[Dif
     for split in ("train", "test"):
         for part in ("images", "labels"):
             one, other = getattr(getattr(here, split), part), getattr(getattr(there, split), part)
-            if one.dtype != other.dtype or not np.array_equal(one, other):
+            if one.dtype != other.dtype:
+                note = f"dtypes {one.dtype} and {other.dtype}"
+                yield Difference(f"{split} {part}", str(other.dtype), np.inf, np.inf, np.inf, note=note)
+            elif not np.array_equal(one, other):
                 yield difference(f"{split} {part}", one, other)
             else:
                 # without a float64 copy of the images
