@@ -65,6 +65,7 @@ _MNIST: dict[str, Any] = {
     "width": 0.125,
     "embedding_dim": 16,
     "batch_size": 32,
+    "learning_rate": 0.01,
 }
 _CIFAR10: dict[str, Any] = {
     "dataset": "cifar10",
@@ -81,7 +82,7 @@ TRAININGS = {
     "digits": Training(_DIGITS, None, 200, 1e-8),
     "digits, other options": Training(_OPTIONS, None, 30, 1e-8),
     "digits, a sum of losses": Training(_SUM, None, 30, 1e-8),
-    "mnist": Training(_MNIST, 320, 10, 1e-8),
+    "mnist": Training(_MNIST, 3200, 200, 1e-8),
     "cifar10": Training(_CIFAR10, 320, 10, 1e-6),
 }
 
