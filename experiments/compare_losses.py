@@ -4,8 +4,9 @@
     python -m experiments compare_losses runs/losses
 
 Reads the run directories in a folder, whichever program wrote them; with `--train` it first trains, with `jax_arcface`,
-those losses that are not there yet: the rows of ArcFace's table 2 and the rest of docs/losses.md. Prints the table and
-writes it into the folder, as losses.md and losses.json.
+those losses that are not there yet: the rows of ArcFace's table 2 and the rest of docs/losses.md, each with the data
+set's recipe, whose margin warm-up takes at most a quarter of the epochs here. Prints the table and writes it into the
+folder, as losses.md and losses.json.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from experiments.step_time import machine
-from jax_arcface import runs
+from jax_arcface import config, runs
 from jax_arcface.__main__ import main as jax_arcface
 
 # ArcFace's table 2, then what its table 4 and later papers compare.
@@ -46,13 +47,14 @@ ANGLES = {
 def main(words: list[str]) -> None:
     """Trains where asked, and prints and writes the table."""
     options, flags = _parser().parse_known_args(words)
-    if flags and not options.train:
-        sys.exit(f"{flags[0]} has no effect without --train")
+    given = [f"--{name}" for name in ("dataset", "epochs", "losses") if getattr(options, name) is not None]
+    if not options.train and (idle := given + flags):
+        sys.exit(f"{idle[0]} has no effect without --train")
     if options.train:
         for loss in options.losses or LOSSES:
             out = options.folder / re.sub(r"[^\w.=+]+", "-", loss)
             if not (out / "embeddings.npz").exists():
-                jax_arcface(["train", "--loss", loss, "--out", str(out), *flags])
+                jax_arcface(["train", *_recipe(options.dataset or "digits", loss, options.epochs), "--out", str(out), *flags])
     rows = [row(file.parent) for file in sorted(options.folder.glob("*/embeddings.npz"))]
     if not rows:
         sys.exit(f"{options.folder} holds no finished run directory; --train makes some")
@@ -63,16 +65,25 @@ def main(words: list[str]) -> None:
     (options.folder / "losses.json").write_text(json.dumps({"machine": machine(), "rows": rows}, indent=2) + "\n")
 
 
+def _recipe(dataset: str, loss: str, epochs: int | None) -> list[str]:
+    recipe = config.recipe(dataset, loss)
+    epochs = epochs or recipe.epochs
+    words = ["--dataset", dataset, "--loss", loss, "--epochs", str(epochs)]
+    if recipe.margin_warmup_epochs > epochs / 4:
+        words += ["--margin-warmup-epochs", str(epochs / 4)]
+    return words
+
+
 def row(run: Path) -> dict[str, Any]:
     """What a run reached: its configuration's main fields, accuracy of the last epoch, minutes, angles in degrees."""
-    config, records = runs.read_config(run), runs.read_metrics(run)
+    trained, records = runs.read_config(run), runs.read_metrics(run)
     arrays = runs.read_npz(run / "embeddings.npz", ("embeddings", "labels", "prototypes"))
     return {
-        "loss": config.loss if config.margin is None else f"{config.loss}, margin {config.margin:g}",
-        "dataset": config.dataset,
-        "backbone": config.backbone,
-        "epochs": config.epochs,
-        "seed": config.seed,
+        "loss": trained.loss if trained.margin is None else f"{trained.loss}, margin {trained.margin:g}",
+        "dataset": trained.dataset,
+        "backbone": trained.backbone,
+        "epochs": trained.epochs,
+        "seed": trained.seed,
         "test_accuracy": records[-1]["test_accuracy"],
         "minutes": sum(record["seconds"] for record in records) / 60,
     } | angles(**arrays)
@@ -142,5 +153,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--train", action="store_true", help="train what is not there; further flags are those of train"
     )
+    parser.add_argument("--dataset", help="what to train on (default: digits)")
+    parser.add_argument("--epochs", type=int, help="epochs of each training (default: the recipe's)")
     parser.add_argument("--losses", nargs="+", help="words for --loss; all where not given")
     return parser

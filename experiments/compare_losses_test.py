@@ -6,6 +6,7 @@ import pytest
 
 from experiments.__main__ import main
 from experiments.compare_losses import angles
+from jax_arcface.runs import read_config
 
 
 def test_angles_of_a_known_arrangement():
@@ -23,7 +24,9 @@ def test_angles_of_a_known_arrangement():
 
 def test_trains_and_tabulates(tmp_path, capsys):
     words = ["compare_losses", str(tmp_path), "--train", "--losses", "arcface:m=0.4", "softmax", "--epochs", "1"]
-    assert main([*words, "--width", "0.05", "--embedding-dim", "4", "--margin-warmup-epochs", "0"]) == 0
+    assert main([*words, "--width", "0.05", "--embedding-dim", "4"]) == 0
+    # the recipe's three epochs of margin warm-up become a quarter of the one here
+    assert read_config(tmp_path / "arcface-m=0.4").margin_warmup_epochs == 0.25
     said = capsys.readouterr().out
     rows = json.loads((tmp_path / "losses.json").read_text())["rows"]
     assert [row["loss"] for row in rows] == ["arcface:m=0.4", "softmax"]
@@ -37,6 +40,7 @@ def test_trains_and_tabulates(tmp_path, capsys):
     assert json.loads((tmp_path / "losses.json").read_text())["rows"] == rows
 
 
-def test_flags_of_training_need_training(tmp_path):
-    with pytest.raises(SystemExit, match="--epochs has no effect without --train"):
-        main(["compare_losses", str(tmp_path), "--epochs", "1"])
+@pytest.mark.parametrize("flag", [("--epochs", "1"), ("--dataset", "mnist"), ("--losses", "cosface"), ("--width", "1")])
+def test_flags_of_training_need_training(tmp_path, flag):
+    with pytest.raises(SystemExit, match=f"{flag[0]} has no effect without --train"):
+        main(["compare_losses", str(tmp_path), *flag])
