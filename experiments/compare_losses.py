@@ -54,7 +54,9 @@ def main(words: list[str]) -> None:
         for loss in options.losses or LOSSES:
             out = options.folder / re.sub(r"[^\w.=+]+", "-", loss)
             if not (out / "embeddings.npz").exists():
-                jax_arcface(["train", *_recipe(options.dataset or "digits", loss, options.epochs), "--out", str(out), *flags])
+                jax_arcface(
+                    ["train", *_recipe(options.dataset or "digits", loss, options.epochs), "--out", str(out), *flags]
+                )
     rows = [row(file.parent) for file in sorted(options.folder.glob("*/embeddings.npz"))]
     if not rows:
         sys.exit(f"{options.folder} holds no finished run directory; --train makes some")
