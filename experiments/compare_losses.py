@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.step_time import machine
+from experiments.machine import machine
 from jax_arcface import config, runs
 from jax_arcface.__main__ import main as jax_arcface
 
@@ -34,7 +34,7 @@ LOSSES = (
     *("softmax+range", "softmax+marginal", "subcenter", "adacos", "curricularface", "magface", "adaface"),
     *("elasticface", "elastic_cosface", "arcface:filter=0.5", "contrastive", "contrastive:distance=angular"),
     *("triplet:mining=hard", "triplet:mining=semi_hard", "triplet:distance=l2,m=0.2"),
-    *("circle", "multi_similarity", "supcon"),
+    *("circle", "multi_similarity", "multi_similarity:base=0.5", "supcon"),
 )
 ANGLES = {
     "intra": "mean angle of test embeddings to their class's mean direction",

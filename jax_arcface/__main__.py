@@ -23,9 +23,12 @@ from jax_arcface.errors import UserError, nearest
 from jax_arcface.objective import describe
 from jax_arcface.training import Diverged
 
-# Less time for a convolution on a CPU (docs/performance.md). XLA refuses to start with a flag that it does not know, so
-# this is for the versions that are known to know it.
-CPU_FLAGS = "--xla_cpu_experimental_ynn_fusion_type=LIBRARY_FUSION_TYPE_DOT"
+# Less time on a CPU (docs/performance.md): XLA's own convolutions, and threads of oneDNN that do not keep a core busy
+# while they wait. XLA refuses to start with a flag that it does not know, so that is for the versions known to know it.
+CPU_ENVIRONMENT = {
+    "XLA_FLAGS": "--xla_cpu_experimental_ynn_fusion_type=LIBRARY_FUSION_TYPE_DOT",
+    "OMP_WAIT_POLICY": "passive",
+}
 _KNOWN_BY = ("0.10.", "0.11.")
 
 _COMMANDS: dict[str, tuple[type, Callable[[Any], None]]] = {
@@ -53,8 +56,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
       130 where Ctrl-C ended the command at once.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
-    if jaxlib.__version__.startswith(_KNOWN_BY):
-        os.environ.setdefault("XLA_FLAGS", CPU_FLAGS)  # read when JAX first uses a device
+    for name, value in CPU_ENVIRONMENT.items():  # read when JAX first uses a device
+        if name != "XLA_FLAGS" or jaxlib.__version__.startswith(_KNOWN_BY):
+            os.environ.setdefault(name, value)
     if not words or words[0] in ("-h", "--help"):
         print(_USAGE)
         return 0

@@ -17,6 +17,7 @@ from flax import nnx
 from jax import Array
 from jax.typing import DTypeLike
 
+from jax_arcface.convolution import convolve
 from jax_arcface.layers import BatchNorm, Embedding, PReLU, global_max_pool, max_pool
 
 ImageShape = tuple[int, int, int]
@@ -28,7 +29,8 @@ class WhiteningFilters(nnx.Variable):
 
 def _conv(inputs: int, outputs: int, size: int, *, stride: int = 1, padding: int | None = None, **kwargs) -> nnx.Conv:
     pad = size // 2 if padding is None else padding
-    return nnx.Conv(inputs, outputs, (size, size), strides=stride, padding=((pad, pad), (pad, pad)), **kwargs)
+    kwargs |= {"strides": stride, "padding": ((pad, pad), (pad, pad)), "conv_general_dilated": convolve}
+    return nnx.Conv(inputs, outputs, (size, size), **kwargs)
 
 
 def _scaled(channels: int, width: float) -> int:
@@ -211,7 +213,7 @@ class _Whitening(nnx.Module):
 
     def __call__(self, x: Array) -> Array:
         kernel = self.kernel[...].astype(x.dtype)
-        return jax.lax.conv_general_dilated(x, kernel, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+        return convolve(x, kernel, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"))
 
 
 def whitening_filters(images: np.ndarray) -> np.ndarray:

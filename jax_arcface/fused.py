@@ -93,12 +93,13 @@ def fused_margin_softmax_loss(
         scale,
         filter_above,
         smoothing=float(label_smoothing),
-        block_size=_default_block_size(embeddings, prototypes) if block_size is None else int(block_size),
+        block_size=default_block_size(embeddings, prototypes) if block_size is None else int(block_size),
         matmul_dtype=None if matmul_dtype is None else jnp.dtype(matmul_dtype),
     )
 
 
-def _default_block_size(embeddings: Array, prototypes: Array) -> int:
+def default_block_size(embeddings: Array, prototypes: Array) -> int:
+    """How many classes are read at a time where no `block_size` is given, for [B, D] and [C, D] or [C, K, D]."""
     room = (2 if jax.default_backend() == "cpu" else 64) * _MIB // 4
     numbers = math.prod(prototypes.shape[1:-1]) * sum(embeddings.shape)  # a class
     return max(room // numbers // 128, 1) * 128

@@ -229,7 +229,7 @@ def recipe(dataset: str, loss: str = "arcface") -> TrainConfig:
     if "subcenter" in objective.names:
         changes["subcenters"] = 3
     if objective.classifier is None:
-        changes["classes_per_batch"] = 8
+        changes |= {"classes_per_batch": 8, "clip_norm": 1.0}
     return dataclasses.replace(RECIPES.get(dataset) or TrainConfig(dataset=dataset), **changes)
 
 

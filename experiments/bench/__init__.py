@@ -1,0 +1,144 @@
+"""Benchmarks: `python -m experiments bench NAME`, and `--check` against the committed results.
+
+    python -m experiments bench head --batch-size 256 --classes 102400 --dimension 128
+    python -m experiments bench step --dataset mnist --json mine.json
+    python -m experiments bench --check
+
+Everything is a ratio of contenders that take turns in one run (`turns.py`). `--check` repeats the runs whose results
+lie in `experiments/bench/results` and tells which JAX contender has become slower, measured by its ratio, by more than
+`--tolerance` (1.3 by default); its exit status is then 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import os
+import shlex
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from experiments.bench.turns import Contender, Row, measure, work
+from experiments.machine import machine, versions
+
+RESULTS = Path(__file__).parent / "results"
+# Those whose contenders take turns; the others are programs of their own.
+NAMES = ("head", "step", "replicas")
+PROGRAMS = ("growth", "seconds_to_accuracy", "start_up")
+
+
+class Benchmark(Protocol):
+    """What a module of `NAMES` has."""
+
+    REFERENCE: str
+    CONTENDERS: Mapping[str, Contender]
+
+    @staticmethod
+    def parser() -> argparse.ArgumentParser:
+        """Of its own flags."""
+
+    @staticmethod
+    def headline(options: argparse.Namespace) -> str:
+        """What is measured, in a line."""
+
+
+def main(words: list[str]) -> None:
+    """Runs the benchmark that the first word names, or the check."""
+    if words[:1] == ["--check"]:
+        sys.exit(check(words[1:]))
+    if not words or words[0] not in (*NAMES, *PROGRAMS):
+        asked = f"there is no benchmark {words[0]!r}; " if words else ""
+        print(f"{asked}known: {', '.join((*NAMES, *PROGRAMS))}; or --check", file=sys.stderr)
+        sys.exit(2)
+    if words[0] in PROGRAMS:
+        importlib.import_module(f"experiments.bench.{words[0]}").main(words[1:])
+        return
+    benchmark: Any = importlib.import_module(f"experiments.bench.{words[0]}")
+    parser = _parser(benchmark, words[0])
+    options = parser.parse_args(words[1:])
+    if options.worker:
+        work(benchmark.CONTENDERS[options.worker], options)
+        return
+    result = run(benchmark, words, options)
+    print(table(result))
+    if options.json:
+        options.json.write_text(json.dumps(result, indent=2) + "\n")
+
+
+def run(benchmark: Benchmark, words: list[str], options: argparse.Namespace) -> dict[str, Any]:
+    """One run of a benchmark: what was asked, on what, and a row for each contender."""
+    chosen = options.contenders or list(benchmark.CONTENDERS)
+    if unknown := [name for name in chosen if name not in benchmark.CONTENDERS]:
+        sys.exit(f"there is no contender {unknown[0]!r}; known: {', '.join(benchmark.CONTENDERS)}")
+    reference = benchmark.REFERENCE if benchmark.REFERENCE in chosen else chosen[0]
+    contenders = {name: benchmark.CONTENDERS[name] for name in chosen}
+    rows = measure(words, contenders, reference, options.turns, getattr(options, "steps", 1))
+    return {
+        "command": shlex.join(_without_json(words)),
+        "headline": benchmark.headline(options),
+        "turns": options.turns,
+        "reference": reference,
+        "machine": machine(),
+        "versions": versions(),
+        "environment": {name: os.environ.get(name, "") for name in ("XLA_FLAGS", "GLIBC_TUNABLES", "OMP_NUM_THREADS")},
+        "rows": {name: row._asdict() for name, row in rows.items()},
+    }
+
+
+def table(result: Mapping[str, Any]) -> str:
+    """A result for the terminal."""
+    lines = [
+        f"{result['headline']}; {result['turns']} turns; {result['machine']}",
+        f"{'':<36} {'median ms':>10} {'smallest to largest':>22} {'ratio':>6} {'MiB':>7} {'first s':>8}",
+    ]
+    for name, values in result["rows"].items():
+        row = Row(**values)
+        lines.append(
+            f"{name:<36} {row.milliseconds:>10.1f} {f'{row.smallest:.1f} to {row.largest:.1f}':>22} {row.ratio:>6.2f} "
+            f"{row.mebibytes:>7.0f} {row.first_seconds:>8.1f}"
+        )
+    lines.append(f"ratio: of {result['reference']}; MiB: growth of the peak memory; first s: until the first run's end")
+    return "\n".join(lines)
+
+
+def check(words: list[str]) -> int:
+    """Repeats the committed runs; 1 where a JAX contender's ratio has grown beyond the tolerance, else 0."""
+    parser = argparse.ArgumentParser(prog="python -m experiments bench --check")
+    parser.add_argument("--tolerance", type=float, default=1.3, help="how many times a ratio may grow (default: 1.3)")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of JSON files to compare with")
+    options = parser.parse_args(words)
+    status = 0
+    for file in sorted(options.results.glob("*.json")):
+        was = json.loads(file.read_text())
+        if "reference" not in was:
+            continue  # not a run of contenders in turns
+        again = shlex.split(was["command"])
+        benchmark: Any = importlib.import_module(f"experiments.bench.{again[0]}")
+        now = run(benchmark, again, _parser(benchmark, again[0]).parse_args(again[1:]))
+        print(f"{was['headline']}: ratio to {was['reference']}")
+        for name, row in was["rows"].items():
+            if not name.startswith("JAX") or name == was["reference"]:
+                continue
+            growth = now["rows"][name]["ratio"] / row["ratio"]
+            verdict = "SLOWER" if growth > options.tolerance else "ok"
+            status |= verdict == "SLOWER"
+            print(f"  {name:<36} {row['ratio']:.3f} -> {now['rows'][name]['ratio']:.3f}  x {growth:.2f}  {verdict}")
+    return status
+
+
+def _without_json(words: list[str]) -> list[str]:
+    where = words.index("--json") if "--json" in words else len(words)
+    return [*words[:where], *words[where + 2 :]]
+
+
+def _parser(benchmark: Benchmark, name: str) -> argparse.ArgumentParser:
+    parser = benchmark.parser()
+    parser.prog = f"python -m experiments bench {name}"
+    parser.add_argument("--turns", type=int, default=7, help="of which the median is taken (default: 7)")
+    parser.add_argument("--contenders", nargs="+", metavar="NAME", help=f"of: {', '.join(benchmark.CONTENDERS)}")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="writes the result with hardware and versions")
+    parser.add_argument("--worker", help=argparse.SUPPRESS)
+    return parser

@@ -1,0 +1,186 @@
+"""The margin softmax loss with its gradients: fused, dense, in PyTorch, sampled, and the products alone.
+
+Every contender computes ArcFace's loss (m = 0.5, s = 64) and its gradients to embeddings [B, D] and prototypes [C, D]
+from the same float32 numbers. The floor is the matrix products alone, in blocks that fit the cache: x w^T twice (the
+fused loss computes it again backwards) and the two gradients, with nothing in between.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import importlib.util
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from experiments.bench.turns import Contender, Step
+
+REFERENCE = "PyTorch, dense"
+MARGIN, SCALE = 0.5, 64.0
+
+
+def headline(options: argparse.Namespace) -> str:
+    """The shape."""
+    return f"head, B = {options.batch_size}, C = {options.classes}, D = {options.dimension}"
+
+
+def inputs(options: argparse.Namespace) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Embeddings, prototypes and labels: noise, each embedding drawn towards its prototype."""
+    rng = np.random.default_rng(0)
+    w = rng.standard_normal((options.classes, options.dimension), np.float32)
+    labels = rng.integers(options.classes, size=options.batch_size)
+    return w[labels] + rng.standard_normal((options.batch_size, options.dimension), np.float32), w, labels
+
+
+def _floor(options: argparse.Namespace) -> Step:
+    import jax
+    import jax.numpy as jnp
+
+    from jax_arcface.fused import default_block_size
+
+    x, w, _ = map(jnp.asarray, inputs(options))
+    size = min(options.block_size or default_block_size(x, w), len(w))
+    blocks = len(w) // size
+
+    def block(k: Any) -> Any:
+        return jax.lax.dynamic_slice_in_dim(w, k * size, size)
+
+    def forwards(k: Any, total: Any) -> Any:
+        return total + (block(k) @ x.T).max(axis=0)
+
+    def backwards(k: Any, so_far: tuple) -> tuple:
+        d_x_t, d_w = so_far
+        c = block(k) @ x.T
+        return d_x_t + block(k).T @ c, jax.lax.dynamic_update_slice_in_dim(d_w, c @ x, k * size, axis=0)
+
+    @jax.jit
+    def products() -> tuple:
+        total = jax.lax.fori_loop(0, blocks, forwards, jnp.zeros(len(x)))
+        return total, *jax.lax.fori_loop(0, blocks, backwards, (jnp.zeros_like(x.T), jnp.zeros_like(w)))
+
+    compiled = products.lower().compile()
+
+    def step() -> float:
+        jax.block_until_ready(compiled())
+        return math.nan
+
+    return step
+
+
+def _fused(options: argparse.Namespace, matmul_dtype: str | None = None) -> Step:
+    from jax_arcface import fused_margin_softmax_loss
+
+    return _jax_step(options, fused_margin_softmax_loss, block_size=options.block_size, matmul_dtype=matmul_dtype)
+
+
+def _dense(options: argparse.Namespace) -> Step:
+    from jax_arcface import margin_softmax_loss
+
+    return _jax_step(options, margin_softmax_loss)
+
+
+def _jax_step(options: argparse.Namespace, loss: Callable, **keywords: Any) -> Step:
+    import jax
+    import jax.numpy as jnp
+
+    from jax_arcface import Margin
+
+    x, w, labels = map(jnp.asarray, inputs(options))
+
+    def of_vectors(x: jax.Array, w: jax.Array, labels: jax.Array) -> jax.Array:
+        return loss(x, w, labels, Margin.arcface(MARGIN), SCALE, **keywords)
+
+    compiled = jax.jit(jax.value_and_grad(of_vectors, argnums=(0, 1))).lower(x, w, labels).compile()
+    return lambda: float(jax.block_until_ready(compiled(x, w, labels))[0])
+
+
+def _torch(options: argparse.Namespace, compile: bool = False) -> Step:
+    import torch
+
+    from torch_reference import Margin, margin_softmax_loss
+
+    x, w, labels = map(torch.from_numpy, inputs(options))
+    x.requires_grad_()
+    w.requires_grad_()
+
+    def of_vectors(x: torch.Tensor, w: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        return margin_softmax_loss(x, w, labels, Margin.arcface(MARGIN), SCALE)
+
+    loss_of = torch.compile(of_vectors) if compile else of_vectors
+
+    def step() -> float:
+        x.grad = w.grad = None
+        loss = loss_of(x, w, labels)
+        loss.backward()
+        return loss.item()
+
+    return step
+
+
+def _metric_learning(options: argparse.Namespace) -> Step:
+    import torch
+
+    losses = importlib.import_module("pytorch_metric_learning.losses")
+    x, w, labels = map(torch.from_numpy, inputs(options))
+    x.requires_grad_()
+    head = losses.ArcFaceLoss(len(w), w.shape[1], margin=math.degrees(MARGIN), scale=SCALE)
+    head.W.data = w.T.contiguous()
+
+    def step() -> float:
+        x.grad = head.W.grad = None
+        loss = head(x, labels)
+        loss.backward()
+        return loss.item()
+
+    return step
+
+
+def _partial_fc(options: argparse.Namespace, rate: float = 0.1) -> Step:
+    """A tenth of the classes: the batch's own, the others drawn anew in each step (An et al. 2021, "Partial FC")."""
+    import torch
+
+    from torch_reference import Margin, margin_softmax_loss
+
+    x, w, labels = map(torch.from_numpy, inputs(options))
+    x.requires_grad_()
+
+    def step() -> float:
+        x.grad = None
+        priority = torch.rand(len(w))
+        priority[labels] = 2.0  # the batch's own come first
+        chosen = priority.topk(max(round(rate * len(w)), 1), sorted=False).indices.sort().values
+        some = w[chosen].requires_grad_()
+        loss = margin_softmax_loss(x, some, torch.searchsorted(chosen, labels), Margin.arcface(MARGIN), SCALE)
+        loss.backward()
+        assert some.grad is not None
+        return loss.item()
+
+    return step
+
+
+CONTENDERS = {
+    "matrix products in blocks": Contender(_floor),
+    "JAX, fused": Contender(_fused),
+    "JAX, fused, bfloat16 products": Contender(lambda options: _fused(options, "bfloat16")),
+    "JAX, dense": Contender(_dense),
+    "PyTorch, dense": Contender(_torch),
+    "PyTorch, dense, compiled": Contender(lambda options: _torch(options, compile=True)),
+    "PyTorch, a tenth of the classes": Contender(_partial_fc),
+} | (
+    {"pytorch-metric-learning": Contender(_metric_learning)}
+    if importlib.util.find_spec("pytorch_metric_learning")
+    else {}
+)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The shape."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--batch-size", type=int, default=256, help="B (default: 256)")
+    parser.add_argument("--classes", type=int, default=102_400, help="C (default: 102400)")
+    parser.add_argument("--dimension", type=int, default=128, help="D (default: 128)")
+    parser.add_argument("--block-size", type=int, help="classes a block of the fused loss (default: its own choice)")
+    return parser

@@ -1,0 +1,39 @@
+"""Replicas: K trainings as one vmapped program, against K one after the other.
+
+The configuration is that of the benchmark `step`; a sequence of K takes K times what one takes.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from experiments.bench import step
+from experiments.bench.turns import Contender, Step
+from jax_arcface.__main__ import CPU_ENVIRONMENT
+
+REFERENCE = "JAX, one after the other"
+
+
+def headline(options: argparse.Namespace) -> str:
+    """How many, of what."""
+    return f"{options.replicas} replicas, {step.headline(options)}"
+
+
+def _sequence(options: argparse.Namespace) -> Step:
+    """One training's steps, as often as there are replicas: the work of a sequence with one program compiled."""
+    one = step.jax_step(options)
+    return lambda: [one() for _ in range(options.replicas)][-1]
+
+
+CONTENDERS = {
+    REFERENCE: Contender(_sequence, CPU_ENVIRONMENT),
+    "JAX, one program": Contender(lambda options: step.jax_step(options, options.replicas), CPU_ENVIRONMENT),
+}
+
+
+def parser() -> argparse.ArgumentParser:
+    """What is trained, and how many."""
+    parser = step.parser()
+    parser.description = __doc__
+    parser.add_argument("--replicas", type=int, default=8, help="K (default: 8)")
+    return parser

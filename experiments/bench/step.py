@@ -1,0 +1,117 @@
+"""A whole training step: gather, augment, forward, loss, backward, update; JAX and PyTorch.
+
+The configuration is the data set's recipe, with noise for images. A run is `--steps` steps; times are of one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import functools
+from typing import Any
+
+import numpy as np
+
+from experiments.bench.turns import Contender, Step
+from jax_arcface.__main__ import CPU_ENVIRONMENT
+
+REFERENCE = "PyTorch, channels last"
+SHAPES = {"digits": (8, 8, 1), "mnist": (28, 28, 1), "cifar10": (32, 32, 3)}
+
+
+def headline(options: argparse.Namespace) -> str:
+    """Network, images and batch."""
+    height, width, channels = SHAPES[options.dataset]
+    return (
+        f"training step, {options.backbone}, width {options.width:g}, {height}x{width}x{channels}, "
+        f"batch {options.batch_size}, {options.precision}"
+    )
+
+
+def jax_step(options: argparse.Namespace, replicas: int = 1) -> Step:
+    """`options.steps` steps of `jax_arcface`, with one state or several as one vmapped program."""
+    import jax
+
+    from jax_arcface import training
+    from jax_arcface.config import recipe
+    from jax_arcface.data import Dataset, Split
+
+    images, labels = _noise(options)
+    dataset = Dataset("noise", Split(images, labels), Split(images[:10], labels[:10]), tuple("0123456789"))
+    config = dataclasses.replace(recipe(options.dataset), **_changes(options))
+    configs = [dataclasses.replace(config, seed=seed) for seed in range(replicas)]
+    optimizer = training.make_optimizer(config, options.steps)
+    graphdef, _ = training.abstract_model(config, dataset.image_shape, 10)
+    run = training.make_epoch(training.make_step(config, graphdef, optimizer, options.steps), replicas)
+    data = training.device_data(dataset.train, images.mean((0, 1, 2)), images.std((0, 1, 2)))
+    state = training.stack([training.initial_state(c, dataset, optimizer) for c in configs])
+    margin = training.stack([c.margin_value for c in configs])
+    batches = training.stack([training.host_batches(c, dataset, 0, 0) for c in configs], axis=1)
+
+    def step() -> float:
+        nonlocal state
+        for reached, metrics in run(state, data, batches, margin):
+            state = reached
+            loss = float(np.ravel(jax.block_until_ready(metrics).loss)[-1])
+        return loss
+
+    return step
+
+
+def torch_step(options: argparse.Namespace, channels_last: bool = False, compile: bool = False) -> Step:
+    """`options.steps` steps of `torch_reference`."""
+    import torch
+
+    from torch_reference import training
+    from torch_reference.config import recipe
+    from torch_reference.data import Dataset, Split
+
+    images, labels = _noise(options)
+    dataset = Dataset("noise", Split(images, labels), Split(images[:10], labels[:10]), tuple("0123456789"))
+    config = dataclasses.replace(recipe(options.dataset), **_changes(options))
+    machine = training.Machine(channels_last=channels_last, compile=compile)
+    state = training.initial_state(config, dataset, machine)
+    data = training.device_data(dataset.train, images.mean((0, 1, 2)), images.std((0, 1, 2)))
+    embed = torch.compile(state.model.backbone) if compile else None
+
+    def step() -> float:
+        for chosen, labels in training.epoch_batches(config, data, 0):
+            chosen = chosen.contiguous(memory_format=machine.memory_format)
+            loss, _ = training.train_step(state, chosen, labels, config, options.steps, embed)
+        return loss
+
+    return step
+
+
+def _noise(options: argparse.Namespace) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(0)
+    n = options.batch_size * options.steps
+    return rng.integers(0, 256, (n, *SHAPES[options.dataset]), np.uint8), rng.integers(0, 10, n).astype(np.int32)
+
+
+def _changes(options: argparse.Namespace) -> dict[str, Any]:
+    fields = ("backbone", "width", "batch_size", "precision")
+    return {field: getattr(options, field) for field in fields} | {"epochs": 1000}
+
+
+CONTENDERS = {
+    "JAX": Contender(jax_step, CPU_ENVIRONMENT),
+    "JAX, XLA's convolutions": Contender(jax_step, CPU_ENVIRONMENT | {"ARCFACE_ONEDNN": "0"}),
+    "JAX, nothing set": Contender(jax_step, {"XLA_FLAGS": "", "ARCFACE_ONEDNN": "0"}),
+    "PyTorch": Contender(torch_step),
+    "PyTorch, channels last": Contender(functools.partial(torch_step, channels_last=True)),
+    "PyTorch, compiled": Contender(functools.partial(torch_step, compile=True)),
+    "PyTorch, compiled, channels last": Contender(functools.partial(torch_step, channels_last=True, compile=True)),
+}
+
+
+def parser() -> argparse.ArgumentParser:
+    """What is trained."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--dataset", choices=SHAPES, default="mnist", help="whose recipe and shape (default: mnist)")
+    parser.add_argument("--backbone", default="lenet", help="network (default: lenet)")
+    parser.add_argument("--width", type=float, default=0.5, help="factor on its channels (default: 0.5)")
+    parser.add_argument("--batch-size", type=int, default=128, help="(default: 128)")
+    parser.add_argument("--precision", default="float32", help="float32 or bfloat16 (default: float32)")
+    parser.add_argument("--steps", type=int, default=8, help="steps in a run (default: 8)")
+    return parser
