@@ -110,7 +110,7 @@ def train(options: TrainOptions) -> None:
     )
     # XLA runs the grouped convolutions of a vmapped network slower than one network after the other on a CPU
     together = [list(zip(replicas.values(), directories, strict=True))]
-    if jax.default_backend() == "cpu":
+    if jax.default_backend() == "cpu" or not training.fit_one_program(list(replicas.values())):
         together = [[pair] for pair in together[0]]
     results: dict[Path, float] = {}
     with _interruptible() as stop:

@@ -31,6 +31,8 @@ from jax_arcface.losses import _checked_labels, _checked_vectors, normalize
 from jax_arcface.margins import Margin, target_cosine
 
 _MIB = 2**20
+# From so many cosines on, B x C x K, the fused loss takes less time than the dense one (docs/performance.md).
+MANY_COSINES = 2**22
 _Carry = TypeVar("_Carry")
 
 
@@ -103,6 +105,50 @@ def default_block_size(embeddings: Array, prototypes: Array) -> int:
     room = (2 if jax.default_backend() == "cpu" else 64) * _MIB // 4
     numbers = math.prod(prototypes.shape[1:-1]) * sum(embeddings.shape)  # a class
     return max(room // numbers // 128, 1) * 128
+
+
+def has_many_cosines(embeddings: ArrayLike, prototypes: ArrayLike) -> bool:
+    """Whether a training takes the fused loss for embeddings [B, D] and prototypes [C, D] or [C, K, D].
+
+    >>> has_many_cosines(jnp.zeros((128, 64)), jnp.zeros((10, 64)))
+    False
+    >>> has_many_cosines(jnp.zeros((128, 8)), jnp.zeros((100_000, 8)))
+    True
+    """
+    return len(jnp.asarray(embeddings)) * math.prod(jnp.shape(prototypes)[:-1]) >= MANY_COSINES
+
+
+def nearest_class(embeddings: ArrayLike, prototypes: ArrayLike, *, block_size: int | None = None) -> Array:
+    """The class whose prototype has the largest cosine with each embedding, without the [B, C] cosines.
+
+    Args:
+      embeddings: [B, D]. prototypes: [C, D], or [C, K, D] with K sub-centres.
+      block_size: as in `fused_margin_softmax_loss`.
+
+    Returns:
+      [B], the first of equals.
+
+    >>> nearest_class(jnp.array([[2.0, 1.0], [0.0, -1.0]]), jnp.array([[0.0, 1.0], [1.0, 0.0]])).tolist()
+    [1, 1]
+    """
+    embeddings, prototypes = _checked_vectors(embeddings, prototypes)
+    size = default_block_size(embeddings, prototypes) if block_size is None else block_size
+    return _nearest_class(embeddings, prototypes, block_size=size)
+
+
+@functools.partial(jax.jit, static_argnames=("block_size",))
+def _nearest_class(embeddings: Array, prototypes: Array, *, block_size: int) -> Array:
+    u = normalize(embeddings)
+    settings = _Settings(False, min(block_size, len(prototypes)), None)
+
+    def add(start: Array | int, block: Array, so_far: tuple[Array, Array]) -> tuple[Array, Array]:
+        largest, found = so_far
+        c, _ = _nearest(_product(_unit_rows(block, u.dtype), u.T, settings), block)
+        larger = c.max(axis=0) > largest
+        return jnp.where(larger, c.max(axis=0), largest), jnp.where(larger, start + c.argmax(axis=0), found)
+
+    none = jnp.full(len(u), -jnp.inf, u.dtype), jnp.zeros(len(u), int)
+    return _over_blocks(settings.block_size, prototypes, add, none)[1]
 
 
 class _Settings(NamedTuple):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy.special import log_softmax
 
-from jax_arcface.fused import fused_margin_softmax_loss
+from jax_arcface.fused import fused_margin_softmax_loss, nearest_class
 from jax_arcface.losses import margin_softmax_loss
 from jax_arcface.margins import Margin
 
@@ -330,3 +330,17 @@ def test_memory_does_not_grow_with_the_classes(classes, subcenters):
     inputs = array(256, 32), array(classes, *subcenters, 32), array(256, dtype=jnp.int32), Margin.arcface()
     temporary = step.lower(*inputs).compile().memory_analysis().temp_size_in_bytes
     assert temporary < 8e6  # beside a gradient of 128 or 384 million bytes; [B, C] would be 1,024 million
+
+
+@pytest.mark.parametrize("subcenters", [(), (3,)], ids=["prototypes", "subcentres"])
+@pytest.mark.parametrize("block_size", [1, 4, 20, None])
+def test_the_nearest_class_is_that_of_all_cosines(subcenters, block_size):
+    x, w = example(classes=21, subcenters=subcenters)
+    cosines = np.einsum("bd,c...d->bc...", unit(x), unit(w)).reshape(BATCH, 21, -1).max(axis=2)
+    assert nearest_class(x, w, block_size=block_size).tolist() == cosines.argmax(axis=1).tolist()
+
+
+def test_of_equal_classes_the_first_is_nearest():
+    w = np.array([[0.0, 1.0], [1.0, 0.0], [3.0, 0.0], [1.0, 0.0]])
+    assert nearest_class(np.array([[2.0, 0.0]]), w, block_size=2).tolist() == [1]
+    assert nearest_class(np.zeros((1, 2)), w, block_size=2).tolist() == [0]

@@ -28,8 +28,9 @@ from jax_arcface.config import TrainConfig
 from jax_arcface.data import Dataset, Split, channel_statistics
 from jax_arcface.errors import UserError
 from jax_arcface.evaluation import accuracy, class_means
+from jax_arcface.fused import has_many_cosines, nearest_class
 from jax_arcface.heads import Head
-from jax_arcface.losses import cosines, linear_logits, normalize
+from jax_arcface.losses import cosines, linear_logits
 from jax_arcface.margins import Margin
 from jax_arcface.objective import Inputs, State, initial_states, total_loss
 from jax_arcface.sampling import augment, balanced_order, dropout_mask, epoch_batches, normal_draws, normalise
@@ -256,11 +257,13 @@ def _owned(head: Head) -> dict[str, Array]:
 def _batch_accuracy(config: TrainConfig, inputs: Inputs) -> Array:
     """The share of a batch that is classified rightly, without margin."""
     if config.objective.classifier is None:
-        x = normalize(inputs.embeddings)
-        others = jnp.where(jnp.eye(len(x), dtype=bool), -jnp.inf, x @ x.T)
+        others = cosines(inputs.embeddings, inputs.embeddings)
+        others = jnp.where(jnp.eye(len(others), dtype=bool), -jnp.inf, others)
         predicted = inputs.labels[jnp.argmax(others, axis=1)]
     elif inputs.bias is not None:
         predicted = jnp.argmax(linear_logits(inputs.embeddings, inputs.prototypes, inputs.bias), axis=1)
+    elif has_many_cosines(inputs.embeddings, inputs.prototypes):
+        predicted = nearest_class(inputs.embeddings, inputs.prototypes)
     else:
         predicted = jnp.argmax(cosines(inputs.embeddings, inputs.prototypes), axis=1)
     return jnp.mean(predicted == inputs.labels)
@@ -413,6 +416,23 @@ def check_fit(config: TrainConfig, dataset: Dataset) -> None:
         raise UserError(f"--loss adacos needs at least 3 classes, but there are only {classes}")
 
 
+def fit_one_program(configs: Sequence[TrainConfig]) -> bool:
+    """Whether `fit` can train these as one program: they differ in the seed, and in the margin of a margin softmax.
+
+    The margins of all other losses are part of the program.
+
+    >>> config = TrainConfig(loss="arcface")
+    >>> fit_one_program([dataclasses.replace(config, margin=m) for m in (0.3, 0.5)])
+    True
+    >>> fit_one_program([TrainConfig(loss="adaface", margin=m) for m in (0.3, 0.5)])
+    False
+    """
+    free: dict[str, Any] = {"seed": 0}
+    if configs[0].objective.margin() is not None:
+        free["margin"] = None
+    return len({dataclasses.replace(config, **free) for config in configs}) == 1
+
+
 def fit(
     configs: Sequence[TrainConfig],
     dataset: Dataset,
@@ -423,7 +443,7 @@ def fit(
     """Trains one model for each configuration; several as one vmapped program.
 
     Args:
-      configs: they may differ in seed and margin only.
+      configs: several must be such that `fit_one_program` holds.
       dataset: see `jax_arcface.data.load`.
       states: where to go on from, the same number of steps done in each; None starts anew. They are used up.
       reporter: is told of steps and epochs.
@@ -434,9 +454,12 @@ def fit(
 
     Raises:
       UserError: too few training images or classes.
+      ValueError: configurations that do not fit one program.
       Diverged: a loss that is not finite, with the step, the loss and what to try.
     """
     config, reporter = configs[0], reporter or Reporter()
+    if not fit_one_program(configs):
+        raise ValueError("these configurations differ in more than the seed and the margin of a margin softmax")
     check_fit(config, dataset)
     steps = len(dataset.train.labels) // config.batch_size
     optimizer = make_optimizer(config, steps)

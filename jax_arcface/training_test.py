@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from jax_arcface import runs, training, weights
+from jax_arcface import fused, runs, training, weights
 from jax_arcface.backbones import whitening_filters
 from jax_arcface.config import TrainConfig
 from jax_arcface.data import Dataset, Split, channel_statistics
@@ -354,3 +354,26 @@ def test_adacos_of_two_classes_is_refused(dataset):
     two = dataclasses.replace(dataset, class_names=("a", "b"))
     with pytest.raises(UserError, match="--loss adacos needs at least 3 classes, but there are only 2"):
         fit([dataclasses.replace(CONFIG, loss="adacos", margin_warmup_epochs=0)], two)
+
+
+@pytest.mark.parametrize("words", ["arcface", "subcenter", "arcface:filter=0.3+intra"])
+def test_a_training_with_many_classes_takes_the_fused_loss(dataset, words, monkeypatch):
+    config = dataclasses.replace(CONFIG, loss=words, subcenters=3 if words == "subcenter" else 1, epochs=1)
+    calls = []
+    loss_of = fused.fused_margin_softmax_loss
+    monkeypatch.setattr(fused, "fused_margin_softmax_loss", lambda *args: calls.append(len(args)) or loss_of(*args))
+    (dense,) = fit([config], dataset)
+    assert not calls
+    monkeypatch.setattr(fused, "MANY_COSINES", 0)
+    (state,) = fit([config], dataset)
+    assert calls
+    np.testing.assert_allclose(flat(state), flat(dense), rtol=1e-3, atol=1e-4)
+    assert state.totals.accuracy == dense.totals.accuracy
+
+
+@pytest.mark.parametrize("loss", ["adaface", "curricularface", "elasticface", "elastic_cosface"])
+def test_margins_that_are_part_of_the_program_are_not_trained_as_one(dataset, loss):
+    configs = [dataclasses.replace(CONFIG, loss=loss, margin=margin) for margin in (0.1, 0.4)]
+    with pytest.raises(ValueError, match="differ in more than the seed"):
+        fit(configs, dataset)
+    assert training.fit_one_program([dataclasses.replace(configs[0], seed=seed) for seed in (0, 1)])

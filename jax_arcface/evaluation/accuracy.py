@@ -8,6 +8,7 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
+from jax_arcface.fused import fused_margin_softmax_loss, has_many_cosines, nearest_class
 from jax_arcface.losses import cosines, linear_logits, margin_softmax_loss, normalize
 from jax_arcface.margins import Margin
 
@@ -20,7 +21,7 @@ def predict(
     Args:
       embeddings: [N, D]. prototypes: [C, D], or [C, K, D] with sub-centres.
       bias: [C], of a linear classifier, whose class is the one with the largest W_j . x + b_j.
-      block_size: embeddings compared at a time; the memory needed is block_size x C (x K).
+      block_size: embeddings compared at a time.
 
     Returns:
       int64 [N].
@@ -35,8 +36,11 @@ def predict(
 
 @jax.jit
 def _predict(embeddings: Array, prototypes: Array, bias: Array | None) -> Array:
-    scores = cosines(embeddings, prototypes) if bias is None else linear_logits(embeddings, prototypes, bias)
-    return jnp.argmax(scores, axis=-1)
+    if bias is not None:
+        return jnp.argmax(linear_logits(embeddings, prototypes, bias), axis=-1)
+    if has_many_cosines(embeddings, prototypes):
+        return nearest_class(embeddings, prototypes)
+    return jnp.argmax(cosines(embeddings, prototypes), axis=-1)
 
 
 def accuracy(embeddings: ArrayLike, prototypes: ArrayLike, labels: ArrayLike, bias: ArrayLike | None = None) -> float:
@@ -85,4 +89,7 @@ def mean_loss(
     return total / len(labels)
 
 
-_loss = jax.jit(margin_softmax_loss)
+@jax.jit
+def _loss(embeddings: Array, prototypes: Array, labels: Array, margin: Margin, scale: Array) -> Array:
+    loss = fused_margin_softmax_loss if has_many_cosines(embeddings, prototypes) else margin_softmax_loss
+    return loss(embeddings, prototypes, labels, margin, scale)

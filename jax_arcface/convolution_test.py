@@ -1,0 +1,179 @@
+"""oneDNN's convolutions against XLA's in float64, and that XLA's are taken where oneDNN's cannot be."""
+
+import functools
+import importlib.metadata
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jax_arcface import convolution, onednn
+from jax_arcface.convolution import convolve
+
+NUMBERS = ("NHWC", "HWIO", "NHWC")
+# height, width, inputs, outputs, kernel's height and width, strides, padding
+SHAPES = [
+    (9, 8, 3, 16, 3, 3, (1, 1), ((1, 1), (1, 1))),
+    (9, 9, 16, 32, 3, 3, (2, 2), ((1, 1), (1, 1))),
+    (8, 8, 5, 7, 1, 1, (2, 2), ((0, 0), (0, 0))),
+    (6, 7, 1, 4, 5, 3, (1, 2), ((2, 0), (1, 2))),
+    (7, 7, 3, 24, 2, 2, (1, 1), "VALID"),
+    (7, 6, 2, 4, 3, 3, (2, 2), "SAME"),
+]
+
+
+@pytest.fixture
+def library():
+    """Skips where the wheel has no library for this machine."""
+    if onednn._library() is None:
+        pytest.skip("oneDNN is not installed")
+
+
+def arrays(shape, dtype="float64", batch=4):
+    height, width, inputs, outputs, down, across, strides, padding = shape
+    rng = np.random.default_rng(0)
+    images = rng.normal(size=(batch, height, width, inputs)).astype(dtype)
+    kernel = rng.normal(size=(down, across, inputs, outputs)).astype(dtype)
+    return images, kernel, functools.partial(convolve, strides=strides, padding=padding, dimension_numbers=NUMBERS)
+
+
+def products(of, images, kernel):
+    """The result, and the gradients of a sum in which each of its numbers counts differently."""
+    result, back = jax.vjp(of, images, kernel)
+    weights = jnp.cos(jnp.arange(result.size, dtype=float)).reshape(result.shape)
+    return [np.float64(array) for array in (result, *back(weights.astype(result.dtype)))]
+
+
+def is_onednn(of, *inputs):
+    return "jax_arcface.onednn" in jax.jit(of).lower(*inputs).as_text()
+
+
+@pytest.mark.usefixtures("library")
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-6), ("bfloat16", 1e-2)])
+def test_result_and_gradients_are_those_of_float64(shape, dtype, tolerance):
+    images, kernel, of = arrays(shape)
+    images, kernel = (np.float64(jnp.asarray(array, dtype)) for array in (images, kernel))  # what is rounded already
+    found = products(jax.jit(of), jnp.asarray(images, dtype), jnp.asarray(kernel, dtype))
+    assert is_onednn(of, jnp.asarray(images, dtype), jnp.asarray(kernel, dtype))
+    with jax.enable_x64(True):
+        assert not is_onednn(of, images, kernel)
+        expected = products(of, images, kernel)
+    for one, other in zip(found, expected, strict=True):
+        assert np.abs(one - other).max() <= tolerance * np.abs(other).max()
+
+
+@pytest.mark.usefixtures("library")
+def test_gradients_of_gradients():
+    images, kernel, of = arrays(SHAPES[1], "float32", batch=2)
+    xla = functools.partial(jax.lax.conv_general_dilated, **of.keywords | {"window_strides": of.keywords["strides"]})
+    del xla.keywords["strides"]
+
+    def penalty(conv, images, kernel):
+        by_images, by_kernel = jax.grad(lambda x, k: jnp.sum(conv(x, k) ** 3), (0, 1))(images, kernel)
+        return jnp.sum(by_images**2) + jnp.sum(jnp.sin(by_kernel))
+
+    found, expected = (jax.jit(jax.grad(functools.partial(penalty, conv), (0, 1))) for conv in (of, xla))
+    for one, other in zip(found(images, kernel), expected(images, kernel), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-4 * np.abs(other).max())
+
+
+@pytest.mark.usefixtures("library")
+def test_vmap_over_images_and_kernels():
+    images, kernel, of = arrays(SHAPES[0], "float32", batch=6)
+    images, kernels = images.reshape(3, 2, *images.shape[1:]), np.stack([kernel, 2 * kernel, -kernel])
+    both = jax.vmap(of)(images, kernels)
+    np.testing.assert_allclose(both, np.stack([of(*pair) for pair in zip(images, kernels, strict=True)]), rtol=1e-6)
+    np.testing.assert_allclose(jax.vmap(of, (0, None))(images, kernel)[1], of(images[1], kernel), rtol=1e-6)
+
+
+@pytest.mark.usefixtures("library")
+def test_many_at_once_do_not_disturb_each_other():
+    """Layers of one shape share oneDNN's program, and XLA may call it from several threads."""
+    images, kernel, of = arrays((16, 16, 8, 8, 3, 3, (1, 1), "SAME"), "float32", batch=16)
+
+    @jax.jit
+    def all_of(images):
+        return [of(images * 2.0**n, kernel) for n in range(8)]
+
+    once = np.asarray(of(images, kernel))
+    for _ in range(5):
+        for n, result in enumerate(all_of(images)):
+            np.testing.assert_array_equal(result, once * 2.0**n)
+
+
+@pytest.mark.parametrize(
+    ("change", "dtype"),
+    [
+        ({}, "float64"),
+        ({}, "float16"),
+        ({"rhs_dilation": (2, 2)}, "float32"),
+        ({"feature_group_count": 3}, "float32"),
+        ({"preferred_element_type": jnp.float32}, "bfloat16"),
+    ],
+)
+def test_what_onednn_does_not_do_is_left_to_xla(change, dtype):
+    images, kernel, of = arrays(SHAPES[0])
+    if "feature_group_count" in change:
+        kernel = kernel[:, :, :1, :15]
+    with jax.enable_x64(dtype == "float64"):
+        inputs = jnp.asarray(images, dtype), jnp.asarray(kernel, dtype)
+        of = functools.partial(of, **change)
+        assert not is_onednn(of, *inputs)
+        strides = of.keywords["strides"]
+        rest = {name: value for name, value in of.keywords.items() if name != "strides"}
+        expected = jax.lax.conv_general_dilated(*inputs, strides, **rest)
+        np.testing.assert_array_equal(np.float64(of(*inputs)), np.float64(expected))
+
+
+def test_without_the_library_xla_convolves(monkeypatch):
+    images, kernel, of = arrays(SHAPES[0], "float32")
+
+    def missing(name):
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "files", missing)
+    monkeypatch.setattr(onednn, "_library", functools.cache(onednn._library.__wrapped__))
+    assert onednn._library() is None
+    assert not is_onednn(of, images, kernel)
+    assert of(images, kernel).shape == (4, 9, 8, 16)
+
+
+@pytest.mark.usefixtures("library")
+def test_a_convolution_that_onednn_refuses_is_left_to_xla(monkeypatch):
+    def refuse(kind, shapes):
+        raise onednn._Refused("oneDNN's dnnl_primitive_create returned status 3")
+
+    monkeypatch.setattr(onednn, "_program", refuse)
+    images, kernel, of = arrays((11, 9, 3, 6, 3, 3, (1, 1), "SAME"), "float32")
+    assert not is_onednn(of, images, kernel)
+
+
+@pytest.mark.usefixtures("library")
+def test_a_failure_while_it_runs_is_an_error_of_jax(monkeypatch):
+    def fail(*addresses):
+        raise onednn._Refused("oneDNN's dnnl_primitive_execute returned status 5")
+
+    monkeypatch.setattr(onednn, "_program", lambda kind, shapes: fail)
+    images, kernel, of = arrays((12, 9, 3, 6, 3, 3, (1, 1), "SAME"), "float32")
+    with pytest.raises(jax.errors.JaxRuntimeError, match="dnnl_primitive_execute returned status 5"):
+        jax.block_until_ready(jax.jit(of)(images, kernel))
+
+
+@pytest.mark.parametrize(("value", "expected"), [("0", "False"), ("", "True")])
+@pytest.mark.usefixtures("library")
+def test_the_environment_turns_it_off(value, expected):
+    program = "from jax_arcface import onednn; print(onednn._library() is not None)"
+    result = subprocess.run(
+        [sys.executable, "-c", program], env={"ARCFACE_ONEDNN": value}, capture_output=True, text=True, check=True
+    )
+    assert result.stdout.strip() == expected
+
+
+def test_an_empty_batch():
+    images, kernel, of = arrays(SHAPES[0], "float32", batch=0)
+    assert of(images, kernel).shape == (0, 9, 8, 16)
+    assert convolution._described(jnp.asarray(images), jnp.asarray(kernel), (1, 1), "SAME", {}) is None  # NCHW
