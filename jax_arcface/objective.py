@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jax_arcface import adaptive, losses, pairs, regularizers
+from jax_arcface import adaptive, fused, losses, pairs, regularizers
 from jax_arcface.errors import UserError, nearest
 from jax_arcface.margins import Margin
 
@@ -123,10 +123,9 @@ def _a_softmax(i: Inputs, o: Options, state: State) -> tuple[Array, State]:
 
 
 def _margin_softmax(i: Inputs, o: Options, state: State) -> tuple[Array, State]:
-    loss = losses.margin_softmax_loss(
-        i.embeddings, i.prototypes, i.labels, i.margin, i.scale, i.label_smoothing, o.get("filter")
-    )
-    return loss, state
+    many = fused.has_many_cosines(i.embeddings, i.prototypes)
+    loss_of = fused.fused_margin_softmax_loss if many else losses.margin_softmax_loss
+    return loss_of(i.embeddings, i.prototypes, i.labels, i.margin, i.scale, i.label_smoothing, o.get("filter")), state
 
 
 def _adacos(i: Inputs, o: Options, state: State) -> tuple[Array, State]:
