@@ -14,7 +14,7 @@ test: .venv/.test-ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist worksteal $(ARGS)
 
 clean:
 	rm -rf .venv
@@ -24,7 +24,7 @@ clean:
 
 # Each stamp is newer than what it was installed from, so a second call installs nothing.
 .venv/.train-ready: pyproject.toml $(CONSTRAINTS) | .venv/bin/python
-	$(PIP) --editable ".[figures]"
+	$(PIP) --editable ".[figures,cpu]"
 	touch $@
 
 .venv/.test-ready: pyproject.toml $(CONSTRAINTS) | .venv/bin/python

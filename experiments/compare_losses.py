@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.machine import machine
+from experiments._machine import machine
 from jax_arcface import config, runs
 from jax_arcface.__main__ import main as jax_arcface
 

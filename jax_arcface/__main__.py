@@ -13,7 +13,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import jaxlib
+import platformdirs
 import tyro
 
 from jax_arcface import commands, runs
@@ -56,9 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
       130 where Ctrl-C ended the command at once.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
-    for name, value in CPU_ENVIRONMENT.items():  # read when JAX first uses a device
-        if name != "XLA_FLAGS" or jaxlib.__version__.startswith(_KNOWN_BY):
-            os.environ.setdefault(name, value)
+    set_up()
     if not words or words[0] in ("-h", "--help"):
         print(_USAGE)
         return 0
@@ -74,6 +74,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("jax_arcface: ended at once by Ctrl-C", file=sys.stderr)
         return 130
     return 0
+
+
+def set_up() -> None:
+    """What the command line sets before JAX starts, where the user has set nothing.
+
+    The variables of `CPU_ENVIRONMENT`, and that what JAX compiles is kept in the user's cache folder for later starts.
+    """
+    for name, value in CPU_ENVIRONMENT.items():  # read when JAX first uses a device
+        if name != "XLA_FLAGS" or jaxlib.__version__.startswith(_KNOWN_BY):
+            os.environ.setdefault(name, value)
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        folder = Path(platformdirs.user_cache_dir("jax-arcface", appauthor=False)) / "compiled"
+        jax.config.update("jax_compilation_cache_dir", str(folder))
 
 
 def _parse(options: type, command: str, words: list[str]) -> Any:

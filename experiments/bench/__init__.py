@@ -21,8 +21,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+from experiments._machine import machine, versions
 from experiments.bench.turns import Contender, Row, measure, work
-from experiments.machine import machine, versions
 
 RESULTS = Path(__file__).parent / "results"
 # Those whose contenders take turns; the others are programs of their own.
@@ -56,20 +56,19 @@ def main(words: list[str]) -> None:
     if words[0] in PROGRAMS:
         importlib.import_module(f"experiments.bench.{words[0]}").main(words[1:])
         return
-    benchmark: Any = importlib.import_module(f"experiments.bench.{words[0]}")
-    parser = _parser(benchmark, words[0])
-    options = parser.parse_args(words[1:])
+    benchmark, options = _parsed(words)
     if options.worker:
         work(benchmark.CONTENDERS[options.worker], options)
         return
-    result = run(benchmark, words, options)
+    result = run_named(words)
     print(table(result))
     if options.json:
         options.json.write_text(json.dumps(result, indent=2) + "\n")
 
 
-def run(benchmark: Benchmark, words: list[str], options: argparse.Namespace) -> dict[str, Any]:
-    """One run of a benchmark: what was asked, on what, and a row for each contender."""
+def run_named(words: list[str]) -> dict[str, Any]:
+    """One run of the benchmark that the first word names: what was asked, on what, and a row for each contender."""
+    benchmark, options = _parsed(words)
     chosen = options.contenders or list(benchmark.CONTENDERS)
     if unknown := [name for name in chosen if name not in benchmark.CONTENDERS]:
         sys.exit(f"there is no contender {unknown[0]!r}; known: {', '.join(benchmark.CONTENDERS)}")
@@ -86,6 +85,10 @@ def run(benchmark: Benchmark, words: list[str], options: argparse.Namespace) -> 
         "environment": {name: os.environ.get(name, "") for name in ("XLA_FLAGS", "GLIBC_TUNABLES", "OMP_NUM_THREADS")},
         "rows": {name: row._asdict() for name, row in rows.items()},
     }
+
+
+def _without_json(words: list[str]) -> list[str]:
+    return [w for before, w in zip(["", *words], words, strict=False) if not f"{before} {w}".count("--json")]
 
 
 def table(result: Mapping[str, Any]) -> str:
@@ -115,9 +118,7 @@ def check(words: list[str]) -> int:
         was = json.loads(file.read_text())
         if "reference" not in was:
             continue  # not a run of contenders in turns
-        again = shlex.split(was["command"])
-        benchmark: Any = importlib.import_module(f"experiments.bench.{again[0]}")
-        now = run(benchmark, again, _parser(benchmark, again[0]).parse_args(again[1:]))
+        now = run_named(shlex.split(was["command"]))
         print(f"{was['headline']}: ratio to {was['reference']}")
         for name, row in was["rows"].items():
             if not name.startswith("JAX") or name == was["reference"]:
@@ -129,16 +130,12 @@ def check(words: list[str]) -> int:
     return status
 
 
-def _without_json(words: list[str]) -> list[str]:
-    where = words.index("--json") if "--json" in words else len(words)
-    return [*words[:where], *words[where + 2 :]]
-
-
-def _parser(benchmark: Benchmark, name: str) -> argparse.ArgumentParser:
+def _parsed(words: list[str]) -> tuple[Benchmark, argparse.Namespace]:
+    benchmark: Any = importlib.import_module(f"experiments.bench.{words[0]}")
     parser = benchmark.parser()
-    parser.prog = f"python -m experiments bench {name}"
+    parser.prog = f"python -m experiments bench {words[0]}"
     parser.add_argument("--turns", type=int, default=7, help="of which the median is taken (default: 7)")
     parser.add_argument("--contenders", nargs="+", metavar="NAME", help=f"of: {', '.join(benchmark.CONTENDERS)}")
     parser.add_argument("--json", type=Path, metavar="FILE", help="writes the result with hardware and versions")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
-    return parser
+    return benchmark, parser.parse_args(words[1:])

@@ -1,33 +1,30 @@
+import argparse
+import io
 import json
 
 import numpy as np
 import pytest
 
-from experiments.__main__ import main
+from experiments.bench import head, turns
+
+SHAPE = argparse.Namespace(batch_size=4, classes=300, dimension=8, block_size=128)
 
 
-def test_measures_what_it_says(tmp_path, capfd):
-    words = "--batch-size 4 --classes 300 --dimension 8 --block-size 128 --repetitions 2"
-    path = tmp_path / "times.json"
-    assert main(["fused_head", *words.split(), "--json", str(path)]) == 0
-    result = json.loads(path.read_text())
-    assert result["settings"]["classes"] == 300
-    assert result["versions"].keys() >= {"jax", "torch"}
-    rows = result["rows"]
-    assert rows["four matrix products"]["ratio"] == 1.0
-    for row in rows.values():
-        assert 0 < row["smallest"] <= row["milliseconds"] <= row["largest"]
-    dense = rows["JAX, dense"]["loss"]
-    for name in ("JAX, fused", "PyTorch, dense", "pytorch-metric-learning"):
-        assert rows[name]["loss"] == pytest.approx(dense, rel=1e-4)  # all compute the same
-    assert np.isclose(rows["JAX, fused, bfloat16 products"]["loss"], dense, rtol=0.02)
-    assert "of the matrix products" in capfd.readouterr().out
+def test_contenders_compute_the_same():
+    values = {name: one.make(SHAPE)() for name, one in head.CONTENDERS.items() if "compiled" not in name}
+    dense = values.pop("PyTorch, dense")
+    assert np.isnan(values.pop("matrix products in blocks"))
+    assert values.pop("PyTorch, a tenth of the classes") < dense  # of fewer classes
+    assert values.pop("JAX, fused, bfloat16 products") == pytest.approx(dense, rel=0.02)
+    assert len(values) == 3
+    for value in values.values():
+        assert value == pytest.approx(dense, rel=1e-4)
 
 
-def test_memory_is_read_in_a_process_of_its_own(capfd):
-    words = "--batch-size 64 --classes 30000 --dimension 8 --worker"
-    grown = {}
-    for name in ("JAX, dense", "JAX, fused"):
-        assert main(["fused_head", *words.split(), name]) == 0
-        grown[name] = json.loads(capfd.readouterr().out)
-    assert all(0 <= mebibytes < 1000 for mebibytes in grown.values())
+def test_a_contender_answers_in_lines(capsys):
+    turns.work(head.CONTENDERS["JAX, dense"], SHAPE, io.StringIO("go\ngo\n"))
+    first, *runs, last = map(json.loads, capsys.readouterr().out.splitlines())
+    assert first["first_seconds"] > 0
+    assert first["value"] > 0
+    assert [list(run) for run in runs] == [["milliseconds"]] * 2
+    assert 0 <= last["mebibytes"] < 1000

@@ -1,26 +1,22 @@
-import json
+import argparse
 
 import pytest
 
-from experiments.__main__ import main
+from experiments.bench import replicas, step
+
+TINY = argparse.Namespace(
+    dataset="digits", backbone="lenet", width=0.05, batch_size=4, precision="float32", steps=2, replicas=2
+)
 
 
-def test_measures_what_it_says(tmp_path, capfd):
-    words = "--backbone lenet --width 0.05 --shape 8 8 1 --batch-size 4 --replicas 2 --steps 2 --blocks 1"
-    path = tmp_path / "times.json"
-    assert main(["step_time", *words.split(), "--json", str(path)]) == 0
-    result = json.loads(path.read_text())
-    assert result["settings"]["batch_size"] == 4
-    assert list(result["rows"]) == ["no flags", "flags", "flags, 2 replicas as one program"]
-    assert result["rows"]["flags"]["ratio"] == 1.0
-    for row in result["rows"].values():
-        assert 0 < row["smallest"] <= row["milliseconds"] <= row["largest"]
-    assert "2 replicas as one program" in capfd.readouterr().out
+def test_both_programs_take_the_same_steps():
+    jax_step, torch_step = step.jax_step(TINY), step.torch_step(TINY)
+    assert jax_step() == pytest.approx(torch_step(), rel=1e-4)
+    assert jax_step() == pytest.approx(torch_step(), rel=1e-2)  # both went on from where they were
 
 
-@pytest.mark.parametrize("words", [[], ["step_tiem"]])
-def test_an_unknown_experiment_is_told_the_known_ones(words, capsys):
-    assert main(words) == 2
-    said = capsys.readouterr().err
-    assert all(name in said.partition("known: ")[2] for name in ("step_time", "fused_head", "compare_losses"))
-    assert "_test" not in said
+def test_replicas_take_the_steps_of_one():
+    together, one = (contender.make(TINY)() for contender in reversed(replicas.CONTENDERS.values()))
+    assert together > 0
+    assert one > 0
+    assert replicas.headline(TINY).startswith("2 replicas, training step, lenet")

@@ -1,0 +1,57 @@
+"""Seconds from the start of a process until its first training step is done: without and with what JAX compiled before.
+
+    python -m experiments bench start_up --dataset mnist
+
+The command line keeps what JAX compiles in the user's cache folder; here that is an empty folder, used twice.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from experiments._machine import machine
+
+
+def main(words: list[str]) -> None:
+    """Measures and prints."""
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments bench start_up",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--dataset", default="mnist", help="whose recipe (default: mnist)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="writes the result with the hardware")
+    parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args(words)
+    if options.worker:
+        _first_step(options.dataset)
+        return
+    seconds = {}
+    with tempfile.TemporaryDirectory() as folder:
+        environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": folder, "JAX_ENABLE_COMPILATION_CACHE": "true"}
+        for name in ("first start", "second start"):
+            start = time.perf_counter()
+            command = [sys.executable, "-m", "experiments", "bench", "start_up", *words, "--worker"]
+            subprocess.run(command, env=environment, check=True)
+            seconds[name] = time.perf_counter() - start
+            print(f"{name:<13} {seconds[name]:6.1f} s", flush=True)
+    if options.json:
+        result = {"dataset": options.dataset, "machine": machine(), "seconds": seconds}
+        options.json.write_text(json.dumps(result, indent=2) + "\n")
+
+
+def _first_step(dataset: str) -> None:
+    from jax_arcface import data
+    from jax_arcface.__main__ import set_up
+    from jax_arcface.config import recipe
+    from jax_arcface.training import fit
+
+    set_up()
+    fit([recipe(dataset)], data.load(dataset), stop=lambda: True)

@@ -1,0 +1,11 @@
+import pytest
+
+from experiments.__main__ import main
+
+
+@pytest.mark.parametrize("words", [[], ["benhc"]])
+def test_an_unknown_experiment_is_told_the_known_ones(words, capsys):
+    assert main(words) == 2
+    said = capsys.readouterr().err
+    assert all(name in said.partition("known: ")[2] for name in ("bench", "compare_losses", "mahalanobis"))
+    assert "_test" not in said
