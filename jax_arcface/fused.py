@@ -115,7 +115,7 @@ def has_many_cosines(embeddings: ArrayLike, prototypes: ArrayLike) -> bool:
     >>> has_many_cosines(jnp.zeros((128, 8)), jnp.zeros((100_000, 8)))
     True
     """
-    return len(jnp.asarray(embeddings)) * math.prod(jnp.shape(prototypes)[:-1]) >= MANY_COSINES
+    return jnp.shape(embeddings)[0] * math.prod(jnp.shape(prototypes)[:-1]) >= MANY_COSINES
 
 
 def nearest_class(embeddings: ArrayLike, prototypes: ArrayLike, *, block_size: int | None = None) -> Array:

@@ -36,9 +36,9 @@ def measure(cases: Sequence[Case]) -> tuple[list[Result], dict[str, str]]:
     return results, skipped
 
 
-def table(out: Path, only: Sequence[str]) -> int:
-    """Measures, prints and writes the table; the exit status."""
-    results, skipped = measure(all_cases(only))
+def table(out: Path, cases: Sequence[Case]) -> int:
+    """Measures the cases, prints and writes their table; the exit status."""
+    results, skipped = measure(cases)
     missed = [result for result in results if not result.passed]
     out.mkdir(parents=True, exist_ok=True)
     (out / "parity.md").write_text(markdown(results, skipped))
@@ -64,6 +64,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument(
         "--only", nargs="+", choices=list(PAIRS), default=[], metavar="PAIR", help=f"these alone: {', '.join(PAIRS)}"
+    )
+    parser.add_argument(
+        "--cases", nargs="+", default=[], metavar="TEXT", help="those of them whose names hold one of these texts"
     )
     commands = parser.add_subparsers(dest="command", metavar="{trace,planted}")
     trace = commands.add_parser("trace", help="train both in lockstep and draw how far apart they are")
@@ -95,7 +98,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)  # as in the tests
     if options.command is None:
-        return table(options.out, options.only)
+        cases = all_cases(options.only, options.cases)
+        if not cases:
+            parser.error(f"no case has any of {options.cases} in its name")
+        return table(options.out, cases)
     if options.command == "planted":
         return planted.run(options.out)
     from parity_tests.trace import draw

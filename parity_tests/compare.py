@@ -43,6 +43,7 @@ class Difference:
       first: the first place, in row-major order, whose difference exceeds the bound; None where none does.
       farthest: the place of the largest difference; None where there is nothing to compare.
       note: what else is wrong, such as shapes that differ.
+      nonfinite: at how many places both sides are NaN, or the same infinity. They agree there, and prove little.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Difference:
     first: Place | None = None
     farthest: Place | None = None
     note: str = ""
+    nonfinite: int = 0
 
     def at(self, place: Place | None) -> str:
         """The name, the place and the note, for a message."""
@@ -63,11 +65,12 @@ class Difference:
 def difference(name: str, actual: Any, reference: Any, bound: float = 0.0, largest: float | None = None) -> Difference:
     """How far an array is from a reference of the same shape and dtype.
 
-    Integers may differ in width: JAX's are 32 bits wide unless told otherwise, PyTorch's 64.
+    Integers may differ in width: JAX's are 32 bits wide unless told otherwise, PyTorch's 64. For numpy bfloat16 is a
+    dtype like another (`jnp.bfloat16`), with ulp of its own: 1 / 128 in [1, 2).
 
     Args:
       name: what the report calls it.
-      actual, reference: arrays. Where both are NaN, or the same infinity, they are equal.
+      actual, reference: arrays. Where both are NaN, or the same infinity, they are equal; `nonfinite` counts them.
       bound: the relative error up to which no place counts as parted.
       largest: what errors are relative to, in place of the largest magnitude in the reference; for an array that is
         zero but for rounding.
@@ -80,8 +83,8 @@ def difference(name: str, actual: Any, reference: Any, bound: float = 0.0, large
     infinite = functools.partial(Difference, name, dtype, np.inf, np.inf, np.inf)
     if actual.shape != reference.shape:
         return infinite(note=f"shapes {list(actual.shape)} and {list(reference.shape)}")
-    floating = np.issubdtype(reference.dtype, np.floating)
-    if floating != np.issubdtype(actual.dtype, np.floating) or (floating and actual.dtype != reference.dtype):
+    floating = _is_floating(reference)
+    if floating != _is_floating(actual) or (floating and actual.dtype != reference.dtype):
         return infinite(note=f"dtypes {actual.dtype} and {reference.dtype}")
     if reference.size == 0:
         return Difference(name, dtype, 0.0, 0.0, 0.0)
@@ -90,8 +93,7 @@ def difference(name: str, actual: Any, reference: Any, bound: float = 0.0, large
     with np.errstate(invalid="ignore"):
         errors = np.where(same, 0.0, np.abs(a - b))
     errors = np.where(np.isnan(errors), np.inf, errors)
-    magnitudes = np.abs(b[np.isfinite(b)])
-    scale = float(magnitudes.max(initial=0.0)) if largest is None else largest
+    scale = _largest_magnitude(b) if largest is None else largest
     absolute = float(errors.max())
     spacing = float(np.spacing(reference.dtype.type(scale))) if floating else 1.0
 
@@ -108,7 +110,17 @@ def difference(name: str, actual: Any, reference: Any, bound: float = 0.0, large
         absolute / spacing,
         place(beyond.argmax()) if beyond.any() else None,
         place(errors.argmax()),
+        nonfinite=int((same & ~np.isfinite(b)).sum()),
     )
+
+
+def _is_floating(array: np.ndarray) -> bool:
+    return bool(jnp.issubdtype(array.dtype, jnp.floating))  # numpy's own does not know bfloat16
+
+
+def _largest_magnitude(array: Any) -> float:
+    values = np.asarray(array, np.float64)
+    return float(np.abs(values[np.isfinite(values)]).max(initial=0.0))
 
 
 def differences(
@@ -128,7 +140,7 @@ def differences(
       together: whether the errors of every array are.
     """
     found = []
-    whole = max((float(np.abs(value).max(initial=0.0)) for value in map(np.asarray, reference.values())), default=0.0)
+    whole = max(map(_largest_magnitude, reference.values()), default=0.0)
     for name in dict.fromkeys([*reference, *actual]):
         if name not in actual or name not in reference:
             missing = "JAX" if name not in actual else "PyTorch"
@@ -147,7 +159,7 @@ class Report:
     Args:
       differences: of each output, then of each gradient.
       bound: the largest relative error at which two arrays still agree; None is 64 times the rounding unit of each
-        array's dtype.
+        array's dtype, and 4 times that of bfloat16.
     """
 
     differences: tuple[Difference, ...]
@@ -175,6 +187,8 @@ class Report:
         for d in self.differences:
             bound = _bound(d.dtype, self.bound)
             verdict = "agrees" if d.relative <= bound else "PARTS"
+            if d.nonfinite:
+                verdict += f", NaN or infinite on both sides: {d.nonfinite}"
             lines.append(
                 f"{d.name:<{width}}  {d.dtype:<8} absolute {d.absolute:<7.2g} relative {d.relative:<7.2g} "
                 f"ulp {d.ulp:<7.2g} bound {bound:<7.2g} {verdict}"
@@ -185,7 +199,8 @@ class Report:
 def _bound(dtype: str, bound: float | None) -> float:
     if bound is not None:
         return bound
-    return 64 * float(np.finfo(dtype).eps) if dtype.startswith("float") else 0.0
+    units = 4 if dtype == "bfloat16" else 64  # 64 of bfloat16's are half of the number
+    return units * float(jnp.finfo(dtype).eps) if "float" in dtype else 0.0
 
 
 def compare(
@@ -201,14 +216,20 @@ def compare(
     The gradients are those of the sum of all outputs, each times a random array of its shape, the same on both sides: a
     gradient that is wrong for any one element shows.
 
+    Values that are NaN, or the same infinity, at the same place on both sides agree; the report tells how many there
+    are. NaN or an infinity on one side is an infinite error.
+
+    bfloat16 is compared as it is, by the float32 number that each of its numbers is. Its ulp are coarse, 1 / 128 in
+    [1, 2), and so is its bound: 4 of its rounding units of 1 / 128, since 64 would be half of the number.
+
     Args:
       jax_function: takes JAX arrays and gives one, or a tuple or dict of them. It is jitted.
       torch_function: takes tensors and gives as many.
-      inputs: numpy arrays (or numbers), the same for both. In float64 where one of them is float64: JAX's 64-bit mode
-        is on for this call alone.
+      inputs: numpy arrays (or numbers), the same for both; `array.astype(jnp.bfloat16)` is bfloat16. In float64 where
+        one of them is float64: JAX's 64-bit mode is on for this call alone.
       argnums: the inputs that gradients are taken of; all that are floating-point where None, none where empty.
       bound: the largest relative error (relative to the reference's largest element) at which they still agree; where
-        None, 64 times the rounding unit of the dtype.
+        None, 64 times the rounding unit of the dtype (4 times for bfloat16).
       seed: of the random arrays.
 
     Returns:
@@ -227,7 +248,7 @@ def compare(
     """
     arrays = [np.asarray(value) for value in inputs]
     if argnums is None:
-        argnums = [number for number, value in enumerate(arrays) if np.issubdtype(value.dtype, np.floating)]
+        argnums = [number for number, value in enumerate(arrays) if _is_floating(value)]
     reference = torch_side(torch_function, arrays, argnums, seed)
     return Report(tuple(differences(jax_side(jax_function, arrays, argnums, seed), reference, bound)), bound)
 
@@ -285,9 +306,9 @@ def torch_side(
     function: Callable[..., Any], arrays: Sequence[np.ndarray], argnums: Sequence[int], seed: int = 0
 ) -> dict[str, np.ndarray]:
     """A PyTorch function's outputs and gradients by name, as `compare` takes them."""
-    tensors = [torch.tensor(array).requires_grad_(number in argnums) for number, array in enumerate(arrays)]
+    tensors = [_tensor(array).requires_grad_(number in argnums) for number, array in enumerate(arrays)]
     outputs = {name: torch.as_tensor(value) for name, value in _named(function(*tensors)).items()}
-    results = {name: value.detach().cpu().numpy() for name, value in outputs.items()}
+    results = {name: _array(value) for name, value in outputs.items()}
     if not argnums:
         return results
     floating = {name: value for name, value in outputs.items() if value.is_floating_point()}
@@ -298,5 +319,18 @@ def torch_side(
     for number in argnums:
         gradient = tensors[number].grad
         # an output that does not depend on an input has the gradient 0 there, as in JAX
-        results[f"gradient {number}"] = (torch.zeros_like(tensors[number]) if gradient is None else gradient).numpy()
+        results[f"gradient {number}"] = _array(torch.zeros_like(tensors[number]) if gradient is None else gradient)
     return results
+
+
+_BFLOAT16 = np.dtype(jnp.bfloat16)
+
+
+def _tensor(array: np.ndarray) -> torch.Tensor:
+    # PyTorch neither takes nor gives numpy arrays of bfloat16
+    return torch.tensor(array.astype(np.float32)).bfloat16() if array.dtype == _BFLOAT16 else torch.tensor(array)
+
+
+def _array(tensor: torch.Tensor) -> np.ndarray:
+    tensor = tensor.detach().cpu()
+    return tensor.float().numpy().astype(_BFLOAT16) if tensor.dtype == torch.bfloat16 else tensor.numpy()

@@ -1,10 +1,11 @@
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
 
 from parity_tests.cases import Case
-from parity_tests.compare import Place, compare, difference
+from parity_tests.compare import Place, compare, difference, differences
 
 
 def arrays():
@@ -46,3 +47,60 @@ def test_nothing_is_farthest_where_shapes_differ():
     found = difference("x", np.ones(2), np.ones(3))
     assert found.absolute == np.inf
     assert found.at(found.farthest) == "x (shapes [2] and [3])"
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_what_is_not_finite_on_both_sides_agrees_and_is_told(value):
+    x = np.array([2.0, value, 3.0, value])
+    report = compare(lambda x: x, lambda x: x, x, argnums=())
+    assert report.agrees
+    assert report.differences[0].nonfinite == 2
+    assert str(report).endswith("agrees, NaN or infinite on both sides: 2")
+    assert "NaN" not in str(compare(lambda x: x, lambda x: x, x[::2]))
+
+
+@pytest.mark.parametrize(("here", "there"), [(np.nan, 1.0), (1.0, np.nan), (np.inf, -np.inf), (np.nan, np.inf)])
+def test_what_is_not_finite_on_one_side_parts(here, there):
+    found = difference("x", np.array([2.0, here]), np.array([2.0, there]))
+    assert (found.absolute, found.first.index, found.nonfinite) == (np.inf, (1,), 0)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("unit", ["relative", "ulp", "exact"])
+def test_a_case_whose_reference_is_not_finite_is_missed(value, unit):
+    x = np.array([2.0, value, value])
+    # beside another that agrees, before and after it
+    arrays = (np.ones(2), x, np.ones(2))
+    case = Case("x", "margins", "float64", 64.0, lambda: [difference("y", a, a) for a in arrays], unit)
+    assert case.result.error == np.inf
+    with pytest.raises(AssertionError, match=r"farthest: y \(2 values are NaN or infinite on both sides\)$"):
+        case.check()
+
+
+def test_errors_relative_to_all_arrays_are_not_hidden_by_a_nan():
+    reference = {"a": np.array([np.nan, 4.0]), "b": np.array([0.0])}
+    found = differences(reference | {"b": np.array([1.0])}, reference, together=True)
+    assert [(d.relative, d.nonfinite) for d in found] == [(0, 1), (0.25, 0)]
+
+
+def test_bfloat16_is_compared_as_bfloat16():
+    x = np.linspace(-2, 2, 9).astype(jnp.bfloat16)
+    report = compare(jax.nn.silu, torch.nn.functional.silu, x)
+    assert [(d.name, d.dtype) for d in report.differences] == [("output", "bfloat16"), ("gradient 0", "bfloat16")]
+    assert report.agrees
+    # an input in float32 is an output in bfloat16, too
+    mixed = compare(lambda x: x.astype(jnp.bfloat16), lambda x: x.bfloat16(), np.float32([1.0, 1.01]))
+    assert [(d.dtype, d.absolute) for d in mixed.differences] == [("bfloat16", 0), ("float32", 0)]
+
+
+def test_ulp_and_bound_of_bfloat16_are_its_own():
+    x = np.float32([1.5, -0.5])
+    steps = compare(lambda x: x.astype(jnp.bfloat16), lambda x: x.bfloat16() + 2 / 128, x, argnums=())
+    assert (steps.differences[0].ulp, steps.differences[0].absolute) == (2, 2 / 128)
+    assert steps.agrees
+    assert not compare(lambda x: x.astype(jnp.bfloat16), lambda x: x.bfloat16() * 1.05, x, argnums=()).agrees
+
+
+def test_bfloat16_on_one_side_alone_is_told():
+    report = compare(lambda x: x, lambda x: x.bfloat16(), np.float32([1.0]), argnums=())
+    assert str(report).startswith("They part in output (dtypes float32 and bfloat16)")

@@ -21,7 +21,7 @@ AWAY = Case("away", "data", "uint8", 0.0, unavailable, unit="exact")
 
 @pytest.mark.parametrize(("cases", "status"), [([GOOD, AWAY], 0), ([GOOD, BAD, AWAY], 1)])
 def test_the_status_and_the_files_tell_what_was_missed(cases, status, monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(program, "all_cases", lambda only: cases)
+    monkeypatch.setattr(program, "all_cases", lambda only, named: cases)
     assert program.main(["--out", str(tmp_path)]) == status
     printed, written = capsys.readouterr().out, (tmp_path / "parity.md").read_text()
     assert f"1 of {len(cases) - 1} within their bounds, 1 left out" in printed
@@ -36,6 +36,20 @@ def test_the_status_and_the_files_tell_what_was_missed(cases, status, monkeypatc
 def test_pairs_alone():
     assert {case.pair for case in all_cases(["weights", "data"])} == {"weights", "data"}
     assert {case.pair for case in all_cases()} == set(PAIRS)
+
+
+def test_cases_alone(tmp_path, capsys):
+    texts = ["initial weights of lenet, float32", "image files"]
+    assert [case.what for case in all_cases(named=texts)] == ["initial weights of lenet", "image files"]
+    assert [case.what for case in all_cases(["data"], texts)] == ["image files"]
+    assert program.main(["--out", str(tmp_path), "--only", "data", "--cases", *texts]) == 0
+    assert "1 of 1 within their bounds, 0 left out" in capsys.readouterr().out
+
+
+def test_a_name_that_no_case_has_is_refused(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        program.main(["--only", "data", "--cases", "initial weights"])
+    assert "no case has any of ['initial weights'] in its name" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

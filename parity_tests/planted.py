@@ -106,6 +106,13 @@ ERRORS = (
         'add(o["rate"] * moves)',
         ("objective", "trajectories"),
     ),
+    Planted(
+        "head without labels forgets its scale",
+        "torch_reference/heads.py",
+        "return self.scale * cosine if labels is None",
+        "return cosine if labels is None",
+        ("heads",),
+    ),
     # layers and backbones
     Planted(
         "biased variance in the running variance",
@@ -191,6 +198,20 @@ ERRORS = (
         "gain = 6 if",
         "gain = 3 if",
         ("weights",),
+    ),
+    Planted(
+        "initial weights of every seed those of seed 0",
+        "torch_reference/weights.py",
+        'generator(seed, "weights", name)',
+        'generator(0, "weights", name)',
+        ("weights",),
+    ),
+    Planted(
+        "images resized by the bicubic filter",
+        "torch_reference/data.py",
+        "Image.Resampling.BILINEAR",
+        "Image.Resampling.BICUBIC",
+        ("data",),
     ),
     # optimisers and the step
     Planted(
@@ -323,30 +344,39 @@ def planted_text(error: Planted) -> str:
     return text.replace(error.old, error.new)
 
 
-def outcome(error: Planted) -> Outcome:
-    """Plants an error in a copy of the packages and measures its pairs there.
+def measured(errors: Sequence[Planted], *options: str) -> list[Result]:
+    """Plants errors, all of them at once, in a copy of the packages and measures cases there.
 
     The published data sets are left out, so that the outcome is the same where they are not.
 
+    Args:
+      errors: in files of their own, or none.
+      options: of `python -m parity_tests`: which cases.
+
     Raises:
-      RuntimeError: an error with which the cases could not be measured.
+      RuntimeError: errors with which the cases could not be measured.
     """
     with tempfile.TemporaryDirectory() as temporary:
         copy = Path(temporary) / "copy"
         for package in _PACKAGES:
             shutil.copytree(ROOT / package, copy / package, ignore=shutil.ignore_patterns("__pycache__", "*_test.py"))
-        if error is not NOTHING:
+        for error in errors:
             (copy / error.file).write_text(planted_text(error))
         environment = {k: v for k, v in os.environ.items() if k != "ARCFACE_DATA_DIR"} | {"PYTHONPATH": str(copy)}
         out = Path(temporary) / "out"
-        command = [sys.executable, "-m", "parity_tests", "--out", str(out), "--only", *error.pairs]
+        command = [sys.executable, "-m", "parity_tests", "--out", str(out), *options]
         done = subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True)
         if not (out / "parity.json").exists():
-            raise RuntimeError(f"{error.name!r} could not be measured:\n{done.stderr}")
+            raise RuntimeError(f"{[error.name for error in errors]} could not be measured:\n{done.stderr}")
         rows = json.loads((out / "parity.json").read_text())["results"]
     for row in rows:
         row |= {key: float(row[key]) for key in ("absolute", "relative", "ulp")}
-    results = [Result(**row) for row in rows]
+    return [Result(**row) for row in rows]
+
+
+def outcome(error: Planted) -> Outcome:
+    """Plants an error and measures its pairs."""
+    results = measured([] if error is NOTHING else [error], "--only", *error.pairs)
     return Outcome(error, len(results), [result for result in results if not result.passed])
 
 

@@ -63,7 +63,8 @@ def markdown(results: Sequence[Result], skipped: dict[str, str]) -> str:
         *summary(results),
         "",
         "Errors are the largest over all values and gradients compared; relative errors and ulp are those of each "
-        "array's largest element. Where the bound is ulp, the largest error is in ulp.",
+        "array's largest element. Where the bound is ulp, the largest error is in ulp. What is NaN or infinite on both "
+        "sides is an infinite error.",
         "",
         "| what | dtype | absolute | relative | ulp | bound | verdict |",
         "|---|---|---|---|---|---|---|",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import importlib
+import math
 from collections.abc import Callable, Collection, Iterable
 from typing import Any, Literal
 
@@ -27,7 +28,8 @@ class Case:
       dtype: the arithmetic.
       bound: the largest error allowed, in `unit`.
       unit: `relative` (to the largest element), `ulp` (of the largest element), or `exact`, where nothing may differ.
-      measure: gives the differences; raises `Unavailable` where it cannot.
+      measure: gives the differences; raises `Unavailable` where it cannot. All values compared are to be finite: what
+        is NaN or infinite on both sides is an infinite error.
       covers: public names that are compared.
     """
 
@@ -45,7 +47,7 @@ class Case:
     @functools.cached_property
     def result(self) -> Result:
         """What was measured; each case is measured once in a process."""
-        differences = list(self.measure())
+        differences = [_missed(d) if d.nonfinite else d for d in self.measure()]
         if not differences:
             raise AssertionError(f"{self} compared nothing")
         key = "absolute" if self.unit == "exact" else self.unit
@@ -93,6 +95,12 @@ class Result:
         return self.absolute if self.unit == "exact" else getattr(self, self.unit)
 
 
+def _missed(found: Difference) -> Difference:
+    """The same as an infinite error: what is NaN on both sides would agree with anything that is."""
+    note = f"{found.nonfinite} values are NaN or infinite on both sides"
+    return dataclasses.replace(found, absolute=math.inf, relative=math.inf, ulp=math.inf, farthest=None, note=note)
+
+
 def renamed(prefix: str, differences: Iterable[Difference]) -> list[Difference]:
     """The same differences with a prefix to their names."""
     return [dataclasses.replace(d, name=f"{prefix} {d.name}") for d in differences]
@@ -119,7 +127,8 @@ PAIRS = {
 }
 
 
-def all_cases(only: Collection[str] = ()) -> list[Case]:
-    """Every case, in the order of the table; or those of some pairs."""
+def all_cases(only: Collection[str] = (), named: Collection[str] = ()) -> list[Case]:
+    """Every case, in the order of the table; or those of some pairs, or with one of some texts in their names."""
     pairs = [pair for pair in PAIRS if not only or pair in only]
-    return [case for pair in pairs for case in importlib.import_module(f"{__name__}.{pair}").CASES]
+    cases = [case for pair in pairs for case in importlib.import_module(f"{__name__}.{pair}").CASES]
+    return [case for case in cases if not named or any(text in str(case) for text in named)]

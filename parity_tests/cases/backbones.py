@@ -33,7 +33,10 @@ SHAPES: dict[str, tuple[tuple[int, int, int], float]] = {
     "resnet18": ((9, 10, 3), 1 / 16),
     "airnet": ((9, 13, 3), 1 / 16),
 }
-BATCH, DIM, DROPOUT = 6, 5, 0.3
+DIM, DROPOUT = 5, 0.3
+# Of so many examples that the batch norms do not magnify rounding: with 6, float32 gradients of airnet were 61 ulp from
+# float64 in PyTorch, and twice that with oneDNN's convolutions in JAX.
+BATCH = 24
 
 # Their gradient is zero in exact arithmetic: a constant that is added before the last linear layer is taken out again
 # by the batch norm behind it. Dropout, which comes in between, gives it a gradient.

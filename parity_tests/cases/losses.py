@@ -13,9 +13,11 @@ import torch
 
 import jax_arcface
 import torch_reference
+from jax_arcface import pairs as jax_pairs
 from parity_tests.cases import Case, Unavailable, bound_of, renamed
 from parity_tests.cases.margins import GRADIENTS, POLICIES, presets
 from parity_tests.compare import Difference, compare, difference, differences, direction, jax_side, torch_side
+from torch_reference import pairs as torch_pairs
 
 SCALE = 16.0
 CLASSES, DIM = 5, 7
@@ -78,9 +80,7 @@ def _margin_losses(name: str, policy: str, gradient: str, dtype: str) -> Iterato
     for preset, values in presets(policy).items():
         # m3 = 0.2 is not the same number in float32 and float64; both sides are given the rounded one
         inputs = (x, w, labels, *_scalars(values, dtype))
-        report = compare(
-            _jax(name, policy, gradient), _torch(name, policy, gradient), *inputs, argnums=(0, 1), bound=1e-12
-        )
+        report = compare(_jax(name, policy, gradient), _torch(name, policy, gradient), *inputs, argnums=(0, 1))
         yield from renamed(f"{preset}:", report.differences)
 
 
@@ -188,6 +188,16 @@ def _paper(twin: str, policy: str) -> Iterator[Difference]:
             yield difference(f"{preset}: {name}", found[name], value if name == "output" else weight * value)
 
 
+def _metric_learning() -> Any:
+    try:
+        import pytorch_metric_learning
+        import pytorch_metric_learning.losses
+        import pytorch_metric_learning.reducers
+    except ImportError:
+        raise Unavailable("pytorch-metric-learning is not installed") from None
+    return pytorch_metric_learning
+
+
 def _library(name: str) -> Iterator[Difference]:
     """pytorch-metric-learning's loss of that name against both twins, its conventions translated.
 
@@ -195,10 +205,7 @@ def _library(name: str) -> Iterator[Difference]:
     default), goes on past pi as our `linear`, multiplies SphereFace's logits by the embeddings' lengths (which are made
     1 here; its margin is a whole number), and writes the scale of the normalised softmax as a temperature of 1 / s.
     """
-    try:
-        from pytorch_metric_learning import losses as library
-    except ImportError:
-        raise Unavailable("pytorch-metric-learning is not installed") from None
+    library = _metric_learning()
     subcenters = 3 if name == "SubCenterArcFaceLoss" else 1
     x, w, labels = batch("float64", subcenters)
     arcface: dict[str, Any] = {"m2": math.radians(28.6), "beyond_pi": "linear"}
@@ -212,7 +219,7 @@ def _library(name: str) -> Iterator[Difference]:
     options, ours = translated[name]
 
     def theirs(x, w, labels):
-        loss = getattr(library, name)(num_classes=CLASSES, embedding_size=DIM, **options).double()
+        loss = getattr(library.losses, name)(num_classes=CLASSES, embedding_size=DIM, **options).double()
         # a parameter would be a leaf of its own: the tensor takes its place, so that gradients reach `w`
         del loss.W
         loss.W = w.reshape(-1, DIM).T
@@ -229,10 +236,40 @@ def _library(name: str) -> Iterator[Difference]:
     def there(x, w, labels):
         return torch_reference.margin_softmax_loss(x, w, labels, torch_reference.Margin(**ours), SCALE)
 
-    inputs = [x, w, labels]
-    expected = torch_side(theirs, inputs, (0, 1))
-    yield from renamed("jax_arcface:", differences(jax_side(here, inputs, (0, 1)), expected))
-    yield from renamed("torch_reference:", differences(torch_side(there, inputs, (0, 1)), expected))
+    yield from _both_against(theirs, here, there, [x, w, labels], (0, 1))
+
+
+def _both_against(
+    theirs: Callable[..., Any],
+    here: Callable[..., Any],
+    there: Callable[..., Any],
+    inputs: list[np.ndarray],
+    argnums: tuple[int, ...],
+) -> Iterator[Difference]:
+    expected = torch_side(theirs, inputs, argnums)
+    yield from renamed("jax_arcface:", differences(jax_side(here, inputs, argnums), expected))
+    yield from renamed("torch_reference:", differences(torch_side(there, inputs, argnums), expected))
+
+
+def _library_contrastive() -> Iterator[Difference]:
+    """pytorch-metric-learning's contrastive loss against both twins, its conventions translated.
+
+    Its losses of a pair are d and max(0, m - d), of which half the squares are taken here as in the paper; and its
+    means are over the pairs with a loss unless told otherwise.
+    """
+    library = _metric_learning()
+    x, _, labels = batch("float64")
+    for m in (1.0, 1.8):  # a few of the pairs of two classes are nearer than 1, and most are nearer than 1.8
+
+        def theirs(x, labels, m=m):
+            loss = library.losses.ContrastiveLoss(neg_margin=m, reducer=library.reducers.MeanReducer())
+            of_pair = loss.get_per_pair_loss
+            loss.get_per_pair_loss = lambda *pair: of_pair(*pair) ** 2 / 2
+            return loss(x, labels)
+
+        here = functools.partial(jax_pairs.contrastive_loss, m=m)
+        there = functools.partial(torch_pairs.contrastive_loss, m=m)
+        yield from renamed(f"m = {m}:", _both_against(theirs, here, there, [x, labels], (0,)))
 
 
 # ----
@@ -289,5 +326,12 @@ CASES = [
             measure=functools.partial(_library, name),
         )
         for name in PML_CLASSES
+    ),
+    Case(
+        "both against pytorch-metric-learning: ContrastiveLoss",
+        "losses",
+        "float64",
+        **bound_of("float64"),
+        measure=_library_contrastive,
     ),
 ]
