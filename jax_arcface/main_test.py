@@ -1,0 +1,59 @@
+"""What the command line sets before JAX starts."""
+
+import os
+import subprocess
+import sys
+
+import jax
+import jaxlib
+import pytest
+
+from jax_arcface.__main__ import CPU_ENVIRONMENT, set_up
+
+
+@pytest.fixture
+def nothing_set(monkeypatch, tmp_path):
+    for name in (*CPU_ENVIRONMENT, "JAX_COMPILATION_CACHE_DIR"):
+        monkeypatch.setenv(name, "so that it is set back afterwards")
+        monkeypatch.delenv(name)
+    monkeypatch.setattr("platformdirs.user_cache_dir", lambda name, **_: str(tmp_path / name))
+    before = jax.config.values["jax_compilation_cache_dir"]
+    yield
+    jax.config.update("jax_compilation_cache_dir", before)
+
+
+@pytest.mark.usefixtures("nothing_set")
+def test_what_nobody_set(tmp_path):
+    set_up()
+    assert {name: os.environ[name] for name in CPU_ENVIRONMENT} == CPU_ENVIRONMENT
+    assert jax.config.values["jax_compilation_cache_dir"] == str(tmp_path / "jax-arcface" / "compiled")
+
+
+@pytest.mark.usefixtures("nothing_set")
+def test_what_the_user_set_is_kept(monkeypatch):
+    for name in (*CPU_ENVIRONMENT, "JAX_COMPILATION_CACHE_DIR"):
+        monkeypatch.setenv(name, "mine")
+    folder = jax.config.values["jax_compilation_cache_dir"]
+    set_up()
+    assert all(os.environ[name] == "mine" for name in CPU_ENVIRONMENT)
+    assert jax.config.values["jax_compilation_cache_dir"] == folder  # JAX reads the variable itself
+
+
+@pytest.mark.usefixtures("nothing_set")
+def test_a_jaxlib_that_may_not_know_the_flag_does_not_get_it(monkeypatch):
+    monkeypatch.setattr(jaxlib, "__version__", "0.12.0")
+    set_up()
+    assert "XLA_FLAGS" not in os.environ
+
+
+def test_what_was_compiled_is_kept_for_the_next_start(tmp_path):
+    environment = os.environ | {
+        "XDG_CACHE_HOME": str(tmp_path),
+        "JAX_ENABLE_COMPILATION_CACHE": "true",
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+    flags = ["--width", "0.05", "--embedding-dim", "4", "--epochs", "1", "--checkpoint-every", "0"]
+    command = [sys.executable, "-m", "jax_arcface", "train", *flags, "--out", str(tmp_path / "run")]
+    subprocess.run(command, env=environment, check=True, capture_output=True)
+    names = [file.name for file in (tmp_path / "jax-arcface" / "compiled").iterdir()]
+    assert any(name.startswith("jit_step-") for name in names)
