@@ -55,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Returns:
       The exit status: 0; 1 for a training that diverged; 2 for a user's mistake, told in one line on standard error;
-      130 where Ctrl-C ended the command at once.
+      130 where Ctrl-C ended the command at once; 1 where nobody reads on.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     set_up()
@@ -73,6 +73,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("jax_arcface: ended at once by Ctrl-C", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # who reads, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     return 0
 
 

@@ -1,12 +1,16 @@
 """The two command lines: the same flags, defaults and help, and the same answers to mistakes."""
 
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
 from jax_arcface import __main__ as jax_program
 from torch_reference import __main__ as torch_program
 
+ROOT = Path(__file__).parents[1]
 PROGRAMS = {"jax_arcface": jax_program.main, "torch_reference": torch_program.main}
 
 # What --help tells on one side only, and why.
@@ -115,3 +119,13 @@ def test_the_same_mistake_has_the_same_message(words, capsys):
         said.append(output.err.removeprefix(f"{program}: "))
     assert said[0] == said[1]
     assert said[0].count("\n") == 1
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_whoever_reads_help_may_stop(program):
+    """As in `--help | head`: nothing on standard error."""
+    command = [sys.executable, "-u", "-m", program, "train", "--help"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT) as process:
+        assert process.stdout.readline().startswith("usage: ")
+        process.stdout.close()
+        assert process.stderr.read() == ""

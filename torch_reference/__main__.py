@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import difflib
 import inspect
+import os
 import shutil
 import sys
 import textwrap
@@ -42,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Returns:
       The exit status: 0; 1 for a training that diverged; 2 for a user's mistake, told in one line on standard error;
-      130 for a second Ctrl-C.
+      130 for a second Ctrl-C; 1 where nobody reads on.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     if not words or words[0] in ("-h", "--help"):
@@ -59,6 +60,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("torch_reference: ended at once by Ctrl-C", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # who reads, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     return 0
 
 
