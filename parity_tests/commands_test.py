@@ -124,8 +124,7 @@ def test_the_same_mistake_has_the_same_message(words, capsys):
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_whoever_reads_help_may_stop(program):
     """As in `--help | head`: nothing on standard error."""
-    command = [sys.executable, "-u", "-m", program, "train", "--help"]
+    command = [sys.executable, "-m", program, "train", "--help"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT) as process:
-        assert process.stdout.readline().startswith("usage: ")
-        process.stdout.close()
+        process.stdout.close()  # long before the program writes
         assert process.stderr.read() == ""
