@@ -74,7 +74,6 @@ NAMES = {
     ".pairs": {"types": "Distance Mining"},
     ".runs": {
         "a type": "Arrays",
-        "only jax_arcface looks whether the data set of a resumed run changed": "check_dataset",
     },
     ".sampling": {
         "the same by another name; cases/sampling.py compares them": (

@@ -181,12 +181,14 @@ def _train_one(
     name: str,
 ) -> float:
     """Trains one model, and writes what it leaves behind; gives its test accuracy."""
+    described = (dataset, *data.channel_statistics(dataset.train.images))
     if options.resume:
+        runs.check_dataset(run, *described)
         state = _resumed_state(config, run, dataset, machine)
         records = [record for record in runs.read_metrics(run) if record["step"] <= state.step]
     else:
         runs.create(run, config)
-        runs.write_dataset(run, dataset, *data.channel_statistics(dataset.train.images))
+        runs.write_dataset(run, *described)
         state, records = training.initial_state(config, dataset, machine), []
     steps_per_epoch = len(dataset.train.labels) // config.batch_size
     progress = Progress(

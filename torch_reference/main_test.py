@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -349,6 +350,14 @@ def test_a_run_is_resumed_with_its_own_configuration_only(run, capsys):
     expected = "--epochs is 3, but the run to resume has 2: leave it out, or start a new run"
     assert complaint(capsys, *words, "--epochs", "3") == expected
     assert complaint(capsys, *words, "--config", "x.json").startswith("--config has no effect with --resume")
+
+
+def test_a_run_is_not_resumed_on_other_data(run, tmp_path, capsys):
+    folder = shutil.copytree(run, tmp_path / "run")
+    described = json.loads((folder / "dataset.json").read_text())
+    (folder / "dataset.json").write_text(json.dumps(described | {"image_shape": [9, 8, 1]}))
+    expected = f"digits has changed since {folder} began: its image_shape was [9, 8, 1] and is [8, 8, 1]"
+    assert complaint(capsys, "train", "--resume", "--out", str(folder)) == expected
 
 
 @pytest.mark.parametrize(

@@ -135,14 +135,25 @@ def write_dataset(run: Path, dataset: Dataset, mean: np.ndarray, std: np.ndarray
     These are the images' shape (H, W, C), the class names, and each channel's mean and standard deviation in grey
     levels.
     """
-    described = {
+    write_json(run / "dataset.json", _described(dataset, mean, std))
+
+
+def check_dataset(run: Path, dataset: Dataset, mean: np.ndarray, std: np.ndarray) -> None:
+    """Raises UserError where the data set is not the one that `write_dataset` described."""
+    began_with = read_dataset(run)
+    for name, value in _described(dataset, mean, std).items():
+        if (was := began_with.get(name)) != value:
+            raise UserError(f"{dataset.name} has changed since {run} began: its {name} was {was} and is {value}")
+
+
+def _described(dataset: Dataset, mean: np.ndarray, std: np.ndarray) -> dict[str, Any]:
+    return {
         "name": dataset.name,
-        "image_shape": dataset.image_shape,
-        "class_names": dataset.class_names,
+        "image_shape": list(dataset.image_shape),
+        "class_names": list(dataset.class_names),
         "mean": mean.tolist(),
         "std": std.tolist(),
     }
-    write_json(run / "dataset.json", described)
 
 
 def read_dataset(run: Path) -> dict[str, Any]:
