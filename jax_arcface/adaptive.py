@@ -7,20 +7,22 @@ from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
+from jax_arcface import checks
 from jax_arcface.losses import (
-    _checked_labels,
+    checked_labels,
     cosines,
     lengths,
     margin_logits,
     margin_softmax_loss,
+    own_class,
     softmax_loss,
+    with_own_class,
 )
 from jax_arcface.margins import BeyondPi, Margin, angles
 
@@ -33,7 +35,8 @@ def adacos_loss(
     """AdaCos: cross entropy of s cos(theta_j) with an s that is computed from each batch.
 
     s = log(B) / cos(min(pi / 4, M)) with B the mean over the batch of sum_{j != y} exp(s cos(theta_j)) at the former s,
-    and M the median of theta_y. AdaCos (Zhang et al., CVPR 2019, arXiv 1905.00292), section 4, the dynamic scale.
+    and M the median of theta_y. AdaCos (Zhang et al., CVPR 2019, arXiv 1905.00292), section 4, the dynamic scale. Here
+    s is at least log(C - 1) / 2: no fixed point of the rule is smaller, but one step may otherwise end below 0.
 
     Args:
       embeddings: [B, D], any float dtype; only their direction counts.
@@ -53,15 +56,17 @@ def adacos_loss(
     >>> print(s.round(4))  # log(2 e^0) / cos(0)
     0.6931
     """
-    _positive(scale=scale)
+    checks.positive(scale=scale)
     cosine = cosines(embeddings, prototypes)
-    labels = _checked_labels(labels, *cosine.shape)
-    initial_adacos_scale(cosine.shape[1])  # refuses what has none
+    labels = checked_labels(labels, *cosine.shape)
+    batch, classes = cosine.shape
+    initial_adacos_scale(classes)  # refuses what has none
     constant = jax.lax.stop_gradient(cosine)
-    theta = jnp.median(angles(_targets(constant, labels)))
-    others = jnp.where(_is_target(constant, labels), -jnp.inf, scale * constant)
-    mean = jax.nn.logsumexp(others) - math.log(len(cosine))
-    scale = jax.lax.stop_gradient(mean / jnp.cos(jnp.minimum(math.pi / 4, theta)))
+    theta = jnp.median(angles(own_class(constant, labels)))
+    others = with_own_class(scale * constant, labels, jnp.full(batch, -jnp.inf, cosine.dtype))
+    log_b = jax.nn.logsumexp(others) - math.log(batch)
+    scale = jax.lax.stop_gradient(log_b / jnp.cos(jnp.minimum(math.pi / 4, theta)))
+    scale = jnp.maximum(scale, math.log(classes - 1) / 2)
     return softmax_loss(scale * cosine, labels, label_smoothing), scale
 
 
@@ -111,13 +116,13 @@ def curricularface_loss(
     >>> print(f"{t:.2f} {loss:.4f}")  # (0.6 + 0.5) / 2, log(1 + exp(0.8 (t + 0.8) - 0.6))
     0.55 0.9617
     """
-    _positive(scale=scale)
-    _share(rate=rate)
+    checks.positive(scale=scale)
+    checks.share(rate=rate)
     logits = margin_logits(embeddings, prototypes, labels, margin, scale=1.0)
-    labels = _checked_labels(labels, *logits.shape)
-    target = _targets(cosines(embeddings, prototypes), labels)
+    labels = checked_labels(labels, *logits.shape)
+    target = own_class(cosines(embeddings, prototypes), labels)
     t = jax.lax.stop_gradient(rate * jnp.mean(target) + (1 - rate) * jnp.asarray(t, target.dtype))
-    is_harder = logits > _targets(logits, labels)[:, None]
+    is_harder = logits > own_class(logits, labels)[:, None]
     return softmax_loss(scale * jnp.where(is_harder, logits * (t + logits), logits), labels, label_smoothing), t
 
 
@@ -157,11 +162,11 @@ def magface_loss(
     >>> print(f"{magface_loss(x, w, jnp.array([0]), weight=0.0, scale=1.0):.4f}")  # log(1 + exp(-cos 0.625))
     0.3677
     """
-    _positive(shortest=shortest, longest=longest)
-    _at_least_zero(weight=weight)
-    _require(lambda value: abs(value) < math.pi, "in radians, between -pi and pi", {"low": low, "high": high})
-    if isinstance(shortest, numbers.Real) and isinstance(longest, numbers.Real):
-        _require(lambda value: value < float(longest), f"below longest, {longest}", {"shortest": shortest})
+    checks.positive(shortest=shortest, longest=longest)
+    checks.at_least_zero(weight=weight)
+    checks.angle(low=low, high=high)
+    if isinstance(shortest, numbers.Real) and isinstance(longest, numbers.Real) and not shortest < longest:
+        raise ValueError(f"shortest is {shortest}; it must be below longest, {longest}")
     a = jnp.clip(lengths(embeddings), shortest, longest)
     margin = Margin(m2=low + (high - low) * (a - shortest) / (longest - shortest), beyond_pi=beyond_pi)
     g = a / longest**2 + 1 / a
@@ -184,8 +189,8 @@ def adaface_loss(
     """AdaFace: the own class has s (cos(theta - m z) - m z - m), z in [-1, 1] from the embedding's length.
 
     n = |x|, clipped to [0.001, 100] and a constant for the gradient, stands for the image's quality, and
-    z = clip(h (n - mean) / (std + 0.001), -1, 1) with running mean and std; theta - m z is clipped to [0, pi]. AdaFace
-    (Kim et al., CVPR 2022, arXiv 2204.00964), section 3, with the clipping of its published code.
+    z = clip(h (n - mean) / (std + 0.001), -1, 1) with running mean and std. AdaFace (Kim et al., CVPR 2022, arXiv
+    2204.00964), section 3; theta - m z is clipped to [0, pi] here.
 
     Args:
       embeddings: [B, D], any float dtype.
@@ -207,53 +212,16 @@ def adaface_loss(
     >>> print(loss.round(4), mean, std.round(4))  # log(1 + exp(0.4 - 1)), 6, (sqrt(2) + 100) / 2
     0.4375 6.0 50.7071
     """
-    _positive(scale=scale)
-    _at_least_zero(m=m, h=h)
-    _share(rate=rate)
+    checks.positive(scale=scale)
+    checks.at_least_zero(m=m, h=h)
+    checks.share(rate=rate)
     cosine = cosines(embeddings, prototypes)
-    labels = _checked_labels(labels, *cosine.shape)
+    labels = checked_labels(labels, *cosine.shape)
     n = jax.lax.stop_gradient(jnp.clip(lengths(embeddings), 0.001, 100))
     of_batch = jnp.sqrt(jnp.sum((n - jnp.mean(n)) ** 2) / max(1, len(n) - 1))
     mean = jax.lax.stop_gradient(rate * jnp.mean(n) + (1 - rate) * jnp.asarray(mean, n.dtype))
     std = jax.lax.stop_gradient(rate * of_batch + (1 - rate) * jnp.asarray(std, n.dtype))
     z = jnp.clip((n - mean) / (std + 0.001) * h, -1, 1)
-    theta = jnp.clip(angles(_targets(cosine, labels)) - m * z, 0, math.pi)
+    theta = jnp.clip(angles(own_class(cosine, labels)) - m * z, 0, math.pi)
     own = jnp.cos(theta) - m * z - m
-    logits = scale * jnp.where(_is_target(cosine, labels), own[:, None], cosine)
-    return softmax_loss(logits, labels, label_smoothing), mean, std
-
-
-def _is_target(of_classes: Array, labels: Array) -> Array:
-    """[B, C]: whether an entry is that of the example's own class."""
-    return jnp.arange(of_classes.shape[1]) == labels[:, None]
-
-
-def _targets(of_classes: Array, labels: Array) -> Array:
-    """[B]: of [B, C], each example's entry for its own class; NaN, with its gradient, for a label outside [0, C)."""
-    classes = of_classes.shape[1]
-    own = jnp.take_along_axis(of_classes, labels.clip(0, classes - 1)[:, None], axis=1)[:, 0]
-    return own * _one_or_nan(labels, classes)
-
-
-def _one_or_nan(labels: Array, classes: int) -> Array:
-    """1 for a label in [0, C), else NaN; a factor, so that the gradient becomes NaN as well."""
-    return jnp.where((labels >= 0) & (labels < classes), 1, jnp.nan)
-
-
-def _positive(**parameters: ArrayLike) -> None:
-    _require(lambda value: 0 < value < math.inf, "> 0 and finite", parameters)
-
-
-def _at_least_zero(**parameters: ArrayLike) -> None:
-    _require(lambda value: 0 <= value < math.inf, "at least 0 and finite", parameters)
-
-
-def _share(**parameters: ArrayLike) -> None:
-    _require(lambda value: 0 <= value <= 1, "between 0 and 1", parameters)
-
-
-def _require(holds: Callable[[float], bool], what: str, parameters: Mapping[str, ArrayLike]) -> None:
-    """Checks numbers; what is traced cannot be looked at."""
-    for name, value in parameters.items():
-        if isinstance(value, numbers.Real) and not holds(float(value)):
-            raise ValueError(f"{name} is {value}; it must be {what}")
+    return softmax_loss(scale * with_own_class(cosine, labels, own), labels, label_smoothing), mean, std

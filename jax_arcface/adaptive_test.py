@@ -68,7 +68,7 @@ def numpy_adacos_scale(x, w, labels, scale):
     cosine = all_cosines(x, w)
     theta = statistics.median(np.arccos(cosine[i, y]) for i, y in enumerate(labels))
     sums = [sum(np.exp(scale * cosine[i, j]) for j in range(len(w)) if j != y) for i, y in enumerate(labels)]
-    return np.log(np.mean(sums)) / np.cos(min(np.pi / 4, theta))
+    return max(np.log(len(w) - 1) / 2, np.log(np.mean(sums)) / np.cos(min(np.pi / 4, theta)))
 
 
 def numpy_adacos(x, w, labels, new_scale):
@@ -298,6 +298,21 @@ def test_magface_with_one_margin_is_arcface_and_g_is_least_at_the_longest():
 @pytest.mark.parametrize("classes", [3, 10, 1_000_000])
 def test_the_first_scale_of_adacos(classes):
     assert initial_adacos_scale(classes) == pytest.approx(2**0.5 * np.log(classes - 1), rel=1e-12)
+
+
+@pytest.mark.parametrize("scale", [1.0, 2.0, 1000.0])
+def test_the_scale_of_adacos_stays_above_zero(scale):
+    w = jnp.array([[2.0, 0], [-1, 0], [-3, 0]])  # all others are opposite: log B = log 2 - scale
+    loss, new = adacos_loss(jnp.array([[1.0, 0]]), w, np.array([0]), scale)
+    assert new == pytest.approx(np.log(2) / 2)
+    assert loss == pytest.approx(np.log(1 + 2 / 2))  # 2 e^-2s = 2 / 2
+
+
+@pytest.mark.parametrize("other", [(-1.0, 0.0), (-1.0, 1.0), (0.0, 1.0)])
+def test_the_fixed_points_of_adacos_are_not_moved(other):
+    fixed = np.log(2) / (1 - other[0] / np.hypot(*other))  # s = log(2 e^(s cos)), log(2) / 2 where cos = -1
+    _, new = adacos_loss(jnp.array([[1.0, 0]]), jnp.array([(1.0, 0.0), other, other]), np.array([0]), float(fixed))
+    assert new == pytest.approx(fixed, rel=1e-6)
 
 
 # Whatever is finite in, is finite out ------------------------------------------------------------------------------

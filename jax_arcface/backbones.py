@@ -18,7 +18,7 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from jax_arcface.convolution import convolve
-from jax_arcface.layers import BatchNorm, Embedding, PReLU, global_max_pool, max_pool
+from jax_arcface.layers import BatchNorm, Conv, Embedding, PReLU, global_max_pool, max_pool
 
 ImageShape = tuple[int, int, int]
 
@@ -27,21 +27,15 @@ class WhiteningFilters(nnx.Variable):
     """Weights that are computed from the training images and not trained."""
 
 
-def _conv(inputs: int, outputs: int, size: int, *, stride: int = 1, padding: int | None = None, **kwargs) -> nnx.Conv:
-    pad = size // 2 if padding is None else padding
-    kwargs |= {"strides": stride, "padding": ((pad, pad), (pad, pad)), "conv_general_dilated": convolve}
-    return nnx.Conv(inputs, outputs, (size, size), **kwargs)
-
-
 def _scaled(channels: int, width: float) -> int:
     return max(1, round(channels * width))
 
 
 class _LeNetStage(nnx.Module):
     def __init__(self, inputs: int, outputs: int, **kwargs):
-        self.conv1 = _conv(inputs, outputs, 5, **kwargs)
+        self.conv1 = Conv(inputs, outputs, 5, **kwargs)
         self.prelu1 = PReLU(outputs)
-        self.conv2 = _conv(outputs, outputs, 5, **kwargs)
+        self.conv2 = Conv(outputs, outputs, 5, **kwargs)
         self.prelu2 = PReLU(outputs)
 
     def __call__(self, x: Array) -> Array:
@@ -82,7 +76,7 @@ class LeNet(nnx.Module):
 
 class _Projection(nnx.Module):
     def __init__(self, inputs: int, outputs: int, stride: int, **kwargs):
-        self.conv = _conv(inputs, outputs, 1, stride=stride, **kwargs)
+        self.conv = Conv(inputs, outputs, 1, stride=stride, **kwargs)
         self.bn = BatchNorm(outputs)
 
     def __call__(self, x: Array, train: bool) -> Array:
@@ -91,9 +85,9 @@ class _Projection(nnx.Module):
 
 class _ResidualBlock(nnx.Module):
     def __init__(self, inputs: int, outputs: int, stride: int, project: bool, **kwargs):
-        self.conv1 = _conv(inputs, outputs, 3, stride=stride, **kwargs)
+        self.conv1 = Conv(inputs, outputs, 3, stride=stride, **kwargs)
         self.bn1 = BatchNorm(outputs)
-        self.conv2 = _conv(outputs, outputs, 3, **kwargs)
+        self.conv2 = Conv(outputs, outputs, 3, **kwargs)
         self.bn2 = BatchNorm(outputs)
         self.stride, self.new_channels = stride, outputs - inputs
         changes = stride != 1 or inputs != outputs
@@ -134,7 +128,7 @@ class ResNet(nnx.Module):
         _check_size("a residual network", image_shape, 2 ** (len(stages) - 1))
         kwargs: dict[str, Any] = {"use_bias": False, "dtype": dtype, "rngs": rngs}
         channels = [_scaled(c, width) for c in stages]
-        self.conv = _conv(image_shape[2], channels[0], 3, **kwargs)
+        self.conv = Conv(image_shape[2], channels[0], 3, **kwargs)
         self.bn = BatchNorm(channels[0])
         self.stages: nnx.List = nnx.List()
         inputs = channels[0]
@@ -158,9 +152,9 @@ class ResNet(nnx.Module):
 
 class _AirBlock(nnx.Module):
     def __init__(self, inputs: int, outputs: int, **kwargs):
-        self.conv1 = _conv(inputs, outputs, 3, **kwargs)
+        self.conv1 = Conv(inputs, outputs, 3, **kwargs)
         self.bn1 = BatchNorm(outputs)
-        self.conv2 = _conv(outputs, outputs, 3, **kwargs)
+        self.conv2 = Conv(outputs, outputs, 3, **kwargs)
         self.bn2 = BatchNorm(outputs)
 
     def __call__(self, x: Array, train: bool) -> Array:

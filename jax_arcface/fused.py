@@ -27,7 +27,8 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike, DTypeLike
 
-from jax_arcface.losses import _checked_labels, _checked_vectors, normalize
+from jax_arcface import checks
+from jax_arcface.losses import checked_labels, checked_vectors, normalize
 from jax_arcface.margins import Margin, target_cosine
 
 _MIB = 2**20
@@ -77,10 +78,9 @@ def fused_margin_softmax_loss(
     >>> print(loss.round(4))  # log(1 + e^-0.65)
     0.4201
     """
-    embeddings, prototypes = _checked_vectors(embeddings, prototypes)
-    labels = _checked_labels(labels, len(embeddings), len(prototypes))
-    if isinstance(scale, (int, float, np.number)) and not scale > 0:
-        raise ValueError(f"scale is {scale}; it must be > 0")
+    embeddings, prototypes = checked_vectors(embeddings, prototypes)
+    labels = checked_labels(labels, len(embeddings), len(prototypes))
+    checks.positive(scale=scale)
     if not 0 <= label_smoothing < 1:
         raise ValueError(f"label_smoothing is {label_smoothing}; it must be at least 0 and below 1")
     if block_size is not None and (block_size != int(block_size) or block_size < 1):
@@ -131,7 +131,7 @@ def nearest_class(embeddings: ArrayLike, prototypes: ArrayLike, *, block_size: i
     >>> nearest_class(jnp.array([[2.0, 1.0], [0.0, -1.0]]), jnp.array([[0.0, 1.0], [1.0, 0.0]])).tolist()
     [1, 1]
     """
-    embeddings, prototypes = _checked_vectors(embeddings, prototypes)
+    embeddings, prototypes = checked_vectors(embeddings, prototypes)
     size = default_block_size(embeddings, prototypes) if block_size is None else block_size
     return _nearest_class(embeddings, prototypes, block_size=size)
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 from jax.typing import DTypeLike
+
+from jax_arcface.convolution import convolve
 
 
 class BatchNorm(nnx.Module):
@@ -102,7 +106,82 @@ class PReLU(nnx.Module):
 
     def __call__(self, x: Array) -> Array:
         """[..., C] to [..., C]."""
-        return jnp.where(x > 0, x, self.slope[...].astype(x.dtype) * x)
+        return _prelu(x, self.slope[...])
+
+
+@jax.custom_vjp
+def _prelu(x: Array, slope: Array) -> Array:
+    return jnp.where(x > 0, x, slope.astype(x.dtype) * x)
+
+
+def _prelu_backward(saved: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
+    x, slope = saved
+    negative = jnp.where(x > 0, 0, x).astype(slope.dtype)
+    to_x = jnp.where(x > 0, gradient, slope.astype(x.dtype) * gradient)
+    return to_x, _channel_sums(negative * gradient.astype(slope.dtype))
+
+
+_prelu.defvjp(lambda x, slope: (_prelu(x, slope), (x, slope)), _prelu_backward)
+
+
+class Conv(nnx.Conv):
+    """`nnx.Conv` of images [B, H, W, I], by `convolve`, whose bias has a gradient that is summed on all cores of a CPU.
+
+    Args:
+      inputs, outputs: channels.
+      size: the kernel's side.
+      stride: down and right.
+      padding: pixels on each side; None takes size // 2.
+      use_bias: whether there is one.
+      dtype: of the computation; None takes the input's.
+      rngs: for the initial weights.
+
+    >>> Conv(3, 8, 5, stride=2, rngs=nnx.Rngs(0))(jnp.ones((1, 32, 32, 3))).shape
+    (1, 16, 16, 8)
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        size: int,
+        *,
+        stride: int = 1,
+        padding: int | None = None,
+        use_bias: bool = True,
+        dtype: DTypeLike | None = None,
+        rngs: nnx.Rngs,
+    ):
+        pad = size // 2 if padding is None else padding
+        super().__init__(
+            inputs,
+            outputs,
+            (size, size),
+            stride,
+            padding=((pad, pad), (pad, pad)),
+            use_bias=False,  # added below
+            dtype=dtype,
+            conv_general_dilated=convolve,
+            rngs=rngs,
+        )
+        if use_bias:
+            self.bias = nnx.Param(jnp.zeros(outputs))
+
+    def __call__(self, inputs: Array, out_sharding: Any = None) -> Array:
+        """[B, H, W, I] to [B, H', W', O]."""
+        y = super().__call__(inputs, out_sharding)
+        return y if self.bias is None else _add_bias(y, self.bias[...])
+
+
+@jax.custom_vjp
+def _add_bias(x: Array, bias: Array) -> Array:
+    return x + bias.astype(x.dtype)
+
+
+_add_bias.defvjp(
+    lambda x, bias: (_add_bias(x, bias), bias),
+    lambda bias, gradient: (gradient, _channel_sums(gradient.astype(bias.dtype))),
+)
 
 
 def max_pool(x: Array) -> Array:

@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 from jax.test_util import check_grads
 
-from jax_arcface.layers import BatchNorm, Embedding, PReLU, global_max_pool, max_pool
+from jax_arcface.layers import BatchNorm, Conv, Embedding, PReLU, global_max_pool, max_pool
 
 
 @pytest.fixture
@@ -61,6 +61,44 @@ def test_prelu():
     layer = PReLU(2)
     layer.slope[...] = jnp.array([0.1, 0.5])
     np.testing.assert_allclose(layer(jnp.array([[-2.0, -2.0], [3.0, 0.0]])), [[-0.2, -1.0], [3.0, 0.0]], rtol=1e-6)
+
+
+def test_prelu_gradients_in_float64(rng):
+    x, weights = rng.normal(size=(2, 3, 2)), rng.normal(size=(2, 3, 2))
+    x[0, 0] = 0
+
+    def loss(x, slope):
+        layer = PReLU(2)
+        layer.slope = nnx.Param(slope)
+        return jnp.sum(weights * layer(x))
+
+    slope = np.array([0.1, -0.5])
+    with jax.enable_x64(True):
+        to_x, to_slope = jax.grad(loss, (0, 1))(x, slope)
+    np.testing.assert_allclose(to_x, weights * np.where(x > 0, 1, slope), rtol=1e-12)
+    np.testing.assert_allclose(to_slope, (weights * np.minimum(x, 0)).sum((0, 1)), rtol=1e-12)
+
+
+def test_a_bias_gradient_is_the_sum_over_the_pixels_in_float32(rng):
+    conv = Conv(2, 3, 3, stride=2, padding=0, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
+    conv.bias[...] = jnp.array([1.0, -2.0, 3.0])
+    graphdef, params = nnx.split(conv)
+    x = jnp.asarray(rng.normal(size=(8, 33, 33, 2)), jnp.float32)
+    y, back = jax.vjp(lambda params: nnx.merge(graphdef, params)(x), params)
+    assert y.shape == (8, 16, 16, 3)
+    conv.bias[...] = jnp.zeros(3)
+    np.testing.assert_array_equal(y, conv(x) + jnp.array([1, -2, 3], jnp.bfloat16))
+    (gradients,) = back(jnp.ones_like(y))
+    np.testing.assert_array_equal(gradients["bias"][...], [8 * 16 * 16] * 3)  # 2048, which bfloat16 cannot count to
+
+
+def test_a_convolution_without_bias(rng):
+    conv = Conv(2, 3, 3, use_bias=False, rngs=nnx.Rngs(0))
+    assert list(nnx.state(conv)) == ["kernel"]
+    x = rng.normal(size=(1, 4, 5, 2)).astype(np.float32)
+    numbers = ("NHWC", "HWIO", "NHWC")
+    expected = jax.lax.conv_general_dilated(x, conv.kernel[...], (1, 1), "SAME", dimension_numbers=numbers)
+    np.testing.assert_allclose(conv(x), expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("size", [(4, 6), (5, 7)])

@@ -9,10 +9,13 @@ import optax
 from jax import Array
 from jax.typing import ArrayLike
 
+from jax_arcface import checks
 from jax_arcface.margins import Margin, target_cosine
 
 # Vectors whose largest entry is smaller than this count as zero: one over it still fits float32.
 _SMALLEST = 2.0**-100
+# Entries beyond this count as this where squared lengths are taken: sums of their squares fit float32.
+_LARGEST = 2.0**40
 
 
 def normalize(vectors: ArrayLike) -> Array:
@@ -79,17 +82,7 @@ def cosines(embeddings: ArrayLike, prototypes: ArrayLike) -> Array:
     >>> cosines(jnp.array([[2.0, 0.0]]), jnp.array([[1.0, 0.0], [0.0, 3.0], [-1.0, 0.0]]))
     Array([[ 1.,  0., -1.]], dtype=float32)
     """
-    return _cosines(*_checked_vectors(embeddings, prototypes))
-
-
-def _checked_vectors(embeddings: ArrayLike, prototypes: ArrayLike) -> tuple[Array, Array]:
-    embeddings, prototypes = jnp.asarray(embeddings), jnp.asarray(prototypes)
-    if embeddings.ndim != 2 or prototypes.ndim not in (2, 3) or embeddings.shape[-1] != prototypes.shape[-1]:
-        raise ValueError(
-            f"embeddings {embeddings.shape} and prototypes {prototypes.shape} do not fit: "
-            "they must be [B, D] and [C, D] or [C, K, D]"
-        )
-    return embeddings, prototypes
+    return _cosines(*checked_vectors(embeddings, prototypes))
 
 
 @jax.jit
@@ -130,17 +123,16 @@ def margin_logits(
       example whose label lies outside [0, C) gets NaN logits, never a wrong number.
 
     Raises:
-      ValueError: shapes that do not fit, scale <= 0, or, outside jit, a label outside [0, C).
+      ValueError: shapes that do not fit, a scale that is not > 0 and finite, or, outside jit, a label outside [0, C).
       TypeError: labels that are not integers.
 
     >>> x, w = jnp.array([[1.0, 0.0]]), jnp.array([[1.0, 1.0], [0.0, -1.0]])
     >>> print(margin_logits(x, w, jnp.array([0]), Margin.arcface(0.5), scale=10.0).round(3))  # 10 cos(pi/4 + 0.5), 0
     [[2.815 0.   ]]
     """
-    embeddings, prototypes = _checked_vectors(embeddings, prototypes)
-    labels = _checked_labels(labels, len(embeddings), len(prototypes))
-    if isinstance(scale, (int, float, np.number)) and not scale > 0:
-        raise ValueError(f"scale is {scale}; it must be > 0")
+    embeddings, prototypes = checked_vectors(embeddings, prototypes)
+    labels = checked_labels(labels, len(embeddings), len(prototypes))
+    checks.positive(scale=scale)
     return _margin_logits(embeddings, prototypes, labels, margin, scale, filter_above)
 
 
@@ -150,18 +142,10 @@ def _margin_logits(
 ) -> Array:
     cosine = _cosines(embeddings, prototypes)
     margin = jax.tree.map(lambda m: jnp.broadcast_to(m, labels.shape), margin)
-    return jax.vmap(_example_cosines, in_axes=(0, 0, 0, None))(cosine, labels, margin, filter_above) * scale
-
-
-def _example_cosines(cosine: Array, label: Array, margin: Margin, filter_above: Array | None) -> Array:
-    """One example's cosines [C], with psi(theta) in its label's place."""
-    classes = cosine.shape[0]
-    is_target = jnp.arange(classes) == label
+    psi = target_cosine(own_class(cosine, labels), margin)
     if filter_above is not None:
-        cosine = jnp.where((cosine > filter_above) & ~is_target, 0, cosine)
-    with_margin = jnp.where(is_target, target_cosine(cosine[label.clip(0, classes - 1)], margin), cosine)
-    # a product, so that the gradient becomes NaN as well
-    return with_margin * jnp.where((label >= 0) & (label < classes), 1, jnp.nan)
+        cosine = jnp.where(cosine > filter_above, 0, cosine)
+    return with_own_class(cosine, labels, psi) * one_or_nan(labels, cosine.shape[1])[:, None] * scale
 
 
 def margin_softmax_loss(
@@ -177,13 +161,13 @@ def margin_softmax_loss(
 
     Args:
       embeddings, prototypes, labels, margin, scale, filter_above: as in `margin_logits`.
-      label_smoothing: the share of the target distribution that is spread evenly over all classes, in [0, 1).
+      label_smoothing: as in `softmax_loss`.
 
     Returns:
       A scalar, float32 (float64 for float64). NaN inside jit if a label lies outside [0, C).
 
     Raises:
-      ValueError, TypeError: as `margin_logits`; and a label smoothing outside [0, 1).
+      ValueError, TypeError: as `margin_logits` and `softmax_loss`.
 
     >>> x, w = jnp.array([[1.0, 0.0]]), jnp.array([[1.0, 0.0], [0.0, 1.0]])
     >>> print(margin_softmax_loss(x, w, jnp.array([0]), Margin.cosface(0.35), scale=1.0).round(4))  # log(1 + e^-0.65)
@@ -197,10 +181,12 @@ def softmax_loss(logits: ArrayLike, labels: ArrayLike, label_smoothing: float = 
     """Cross entropy with integer labels, the mean over the batch.
 
     Args:
-      logits: [B, C]. labels: [B], integers in [0, C). label_smoothing: in [0, 1), spread evenly over all classes.
+      logits: [B, C], any float dtype.
+      labels: [B], integers in [0, C).
+      label_smoothing: the share of the target distribution that is spread evenly over all classes, in [0, 1).
 
     Returns:
-      A scalar. NaN inside jit if a label lies outside [0, C).
+      A scalar, float32 (float64 for float64). NaN inside jit if a label lies outside [0, C).
 
     Raises:
       ValueError: shapes that do not fit, a label smoothing outside [0, 1), or, outside jit, a label outside [0, C).
@@ -211,15 +197,16 @@ def softmax_loss(logits: ArrayLike, labels: ArrayLike, label_smoothing: float = 
     """
     if not 0 <= label_smoothing < 1:
         raise ValueError(f"label_smoothing is {label_smoothing}; it must be at least 0 and below 1")
-    logits = jnp.asarray(logits)
+    logits = widened(jnp.asarray(logits))
     if logits.ndim != 2:
         raise ValueError(f"logits have shape {logits.shape}; they must be [B, C]")
-    labels = _checked_labels(labels, *logits.shape)
-    losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels.clip(0, logits.shape[1] - 1))
+    classes = logits.shape[1]
+    labels = checked_labels(labels, *logits.shape)
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels.clip(0, classes - 1))
     if label_smoothing:
         even = jax.nn.logsumexp(logits, axis=-1) - jnp.mean(logits, axis=-1)
         losses = (1 - label_smoothing) * losses + label_smoothing * even
-    return jnp.mean(losses * jnp.where((labels >= 0) & (labels < logits.shape[1]), 1, jnp.nan))
+    return jnp.mean(losses * one_or_nan(labels, classes))
 
 
 def linear_softmax_loss(
@@ -251,7 +238,7 @@ def linear_logits(embeddings: ArrayLike, weights: ArrayLike, bias: ArrayLike) ->
     >>> linear_logits(jnp.array([[2.0, 0.0]]), jnp.array([[1.0, 0.0], [0.0, 1.0]]), jnp.array([0.0, 0.5]))
     Array([[2. , 0.5]], dtype=float32)
     """
-    embeddings, weights = _checked_vectors(embeddings, weights)
+    embeddings, weights = checked_vectors(embeddings, weights)
     bias = jnp.asarray(bias)
     if weights.ndim != 2 or bias.shape != weights.shape[:1]:
         raise ValueError(f"weights {weights.shape} and bias {bias.shape} do not fit: they must be [C, D] and [C]")
@@ -261,7 +248,7 @@ def linear_logits(embeddings: ArrayLike, weights: ArrayLike, bias: ArrayLike) ->
 def modified_softmax_loss(
     embeddings: ArrayLike, prototypes: ArrayLike, labels: ArrayLike, label_smoothing: float = 0.0
 ) -> Array:
-    """Modified softmax loss: cross entropy of |x| cos(theta_j) (SphereFace, Liu et al., CVPR 2017, equation 4).
+    """Modified softmax loss: cross entropy of |x| cos(theta_j) (SphereFace, Liu et al., CVPR 2017, equation 5).
 
     Args:
       embeddings: [B, D], any float dtype; their length counts.
@@ -296,20 +283,20 @@ def a_softmax_loss(
       prototypes: [C, D]; only their direction counts.
       labels, label_smoothing: as in `softmax_loss`, which tells what is raised.
       m: the multiplicative margin, a whole number.
-      lam: lambda, >= 0; see `annealed_lambda`.
+      lam: lambda, >= 0 and finite; see `annealed_lambda`.
 
     Returns:
       A scalar, float32 (float64 for float64).
 
     Raises:
-      ValueError: as `margin_logits`; and an m that is not a whole number above 0.
+      ValueError, TypeError: as `margin_logits`; and an m or a lambda out of range.
 
     >>> x, w = jnp.array([[0.0, 2.0]]), jnp.array([[1.0, 0.0], [0.0, 1.0]])
     >>> print(a_softmax_loss(x, w, jnp.array([0]), m=4, lam=0.0).round(3))  # psi(pi/2) = 1 - 4: log(1 + e^8)
     8.0
     """
-    if m < 1 or m != int(m):
-        raise ValueError(f"m is {m}; the margin of A-Softmax must be a whole number of at least 1")
+    checks.whole(m=m)
+    checks.at_least_zero(lam=lam)
     psi = margin_logits(embeddings, prototypes, labels, Margin.sphereface(m), scale=1.0)
     annealed = (lam * cosines(embeddings, prototypes) + psi) / (1 + lam)
     return softmax_loss(lengths(embeddings)[:, None] * annealed, labels, label_smoothing)
@@ -324,13 +311,52 @@ def annealed_lambda(step: ArrayLike, first: float = 1000.0, last: float = 5.0, d
     return jnp.maximum(last, first / (1 + decay * jnp.asarray(step, float)))
 
 
-def _checked_labels(labels: ArrayLike, batch: int, classes: int) -> Array:
+# What other losses share --------------------------------------------------------------------------------------------
+
+
+def checked_vectors(embeddings: ArrayLike, prototypes: ArrayLike) -> tuple[Array, Array]:
+    """Both as arrays, once they are found to be [B, D] and [C, D] or [C, K, D].
+
+    Raises:
+      ValueError: they are not.
+
+    >>> checked_vectors(jnp.ones((5, 4)), jnp.ones((6, 3)))
+    Traceback (most recent call last):
+    ...
+    ValueError: embeddings (5, 4) and prototypes (6, 3) do not fit: they must be [B, D] and [C, D] or [C, K, D]
+    """
+    embeddings, prototypes = jnp.asarray(embeddings), jnp.asarray(prototypes)
+    if embeddings.ndim != 2 or prototypes.ndim not in (2, 3) or embeddings.shape[-1] != prototypes.shape[-1]:
+        raise ValueError(
+            f"embeddings {embeddings.shape} and prototypes {prototypes.shape} do not fit: "
+            "they must be [B, D] and [C, D] or [C, K, D]"
+        )
+    return embeddings, prototypes
+
+
+def checked_labels(labels: ArrayLike, batch: int, classes: int | None = None) -> Array:
+    """Labels as an array, once they are found to be integers [B] and, where C is given, to lie in [0, C).
+
+    Inside jit they cannot be looked at: what lies outside stays outside, as int32. Without C any integers will do, and
+    the result may number them anew.
+
+    Raises:
+      ValueError, TypeError: they are not.
+
+    >>> checked_labels([0, 3], batch=2, classes=3)
+    Traceback (most recent call last):
+    ...
+    ValueError: labels must lie in [0, 3); found 3
+    """
     if not isinstance(labels, Array):
         labels = np.asarray(labels)  # looked at before 64 bits become 32
     if not jnp.issubdtype(labels.dtype, jnp.integer):
         raise TypeError(f"labels have dtype {labels.dtype}; they must be integers")
     if labels.shape != (batch,):
         raise ValueError(f"labels have shape {labels.shape}; one for each row of the batch is expected: ({batch},)")
+    if classes is None:
+        # where 64 bits become 32, two labels must not become one
+        return labels if isinstance(labels, Array) else jnp.asarray(np.unique(labels, return_inverse=True)[1])
     if isinstance(labels, jax.core.Tracer):
         narrow = labels.astype(jnp.int32)
         return jnp.where(narrow.astype(labels.dtype) == labels, narrow, -1)  # 2^32 must not become class 0
@@ -341,23 +367,80 @@ def _checked_labels(labels: ArrayLike, batch: int, classes: int) -> Array:
     return jnp.asarray(labels, jnp.int32)
 
 
+def one_or_nan(labels: Array, classes: int) -> Array:
+    """1 for a label in [0, C), else NaN, [B]; a factor, so that the gradient becomes NaN as well.
+
+    >>> print(one_or_nan(jnp.array([0, 3]), classes=3))
+    [ 1. nan]
+    """
+    return jnp.where((labels >= 0) & (labels < classes), 1, jnp.nan)
+
+
+def own_class(values: Array, labels: Array) -> Array:
+    """What stands in each row [B, C] at the example's own class, [B]; NaN for a label outside [0, C).
+
+    >>> own_class(jnp.array([[1.0, 2.0], [3.0, 4.0]]), jnp.array([1, 0]))
+    Array([2., 3.], dtype=float32)
+    """
+    classes = values.shape[1]
+    own = jnp.take_along_axis(values, labels.clip(0, classes - 1)[:, None], axis=1)[:, 0]
+    return own * one_or_nan(labels, classes)
+
+
+def with_own_class(values: Array, labels: Array, own: Array) -> Array:
+    """`values` [B, C] with `own` [B] at each example's own class.
+
+    >>> with_own_class(jnp.zeros((2, 3)), jnp.array([2, 0]), jnp.array([7.0, 8.0]))
+    Array([[0., 0., 7.],
+           [8., 0., 0.]], dtype=float32)
+    """
+    return jnp.where(jnp.arange(values.shape[1]) == labels[:, None], own[:, None], values)
+
+
+def squared_distances(cosine: Array) -> Array:
+    """|u - v|^2 = 2 - 2c of vectors of length 1, from their cosine c of any shape; never below 0.
+
+    >>> squared_distances(jnp.array([1.0, 0.0, -1.0]))
+    Array([0., 2., 4.], dtype=float32)
+    """
+    return jnp.maximum(0, 2 - 2 * cosine)
+
+
+def bounded(vectors: ArrayLike) -> Array:
+    """`widened`, with entries beyond +-2^40 set to that, without gradient, so that sums of squares do not overflow.
+
+    >>> bounded(jnp.array([1.0, 1e30])) == jnp.array([1.0, 2.0**40])
+    Array([ True,  True], dtype=bool)
+    """
+    return jnp.clip(widened(jnp.asarray(vectors)), -_LARGEST, _LARGEST)
+
+
 def widened(x: Array) -> Array:
-    """To float32 (float64 stays), with a gradient that saturates where it does not fit a narrow dtype."""
-    return _widen_narrow(x) if x.dtype in (jnp.float16, jnp.bfloat16) else x
+    """Numbers of any shape in float32 (float64 stays), with a gradient that saturates where a narrow dtype ends.
+
+    >>> widened(jnp.ones(2, jnp.bfloat16))
+    Array([1., 1.], dtype=float32)
+    """
+    return saturated(x) if x.dtype in (jnp.float16, jnp.bfloat16) else x
 
 
 @jax.custom_vjp
-def _widen_narrow(x: Array) -> Array:
+def saturated(x: Array) -> Array:
+    """Numbers of any shape in float32; a gradient that their dtype cannot hold becomes its largest number.
+
+    >>> float(jax.grad(lambda x: 1e9 * saturated(x))(jnp.ones((), jnp.float16)))
+    65504.0
+    """
     return x.astype(jnp.float32)
 
 
-def _widen_forward(x: Array) -> tuple[Array, Array]:
+def _saturated_forward(x: Array) -> tuple[Array, Array]:
     return x.astype(jnp.float32), jnp.zeros((), x.dtype)
 
 
-def _widen_backward(like: Array, gradient: Array) -> tuple[Array]:
+def _saturated_backward(like: Array, gradient: Array) -> tuple[Array]:
     largest = float(jnp.finfo(like.dtype).max)
     return (jnp.clip(gradient, -largest, largest).astype(like.dtype),)
 
 
-_widen_narrow.defvjp(_widen_forward, _widen_backward)
+saturated.defvjp(_saturated_forward, _saturated_backward)

@@ -354,14 +354,24 @@ def test_shapes_that_do_not_fit_are_refused(x, w, labels, message):
             f(*arguments)
 
 
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
+def test_softmax_loss_of_narrow_logits_is_computed_in_float32(dtype):
+    logits = jnp.array([[6e4, -6e4, 0]], dtype)  # their difference is no float16
+    wanted = numpy_cross_entropy(np.float64(logits), [1], 0.1)
+    loss, gradient = jax.value_and_grad(softmax_loss)(logits, np.array([1]), 0.1)
+    assert loss.dtype == jnp.float32
+    assert loss == pytest.approx(wanted, rel=1e-6)
+    np.testing.assert_allclose(np.float64(gradient), [[1 - 0.1 / 3, -0.9 - 0.1 / 3, -0.1 / 3]], rtol=1e-2)
+
+
 def test_softmax_loss_wants_a_matrix():
     with pytest.raises(ValueError, match=r"logits have shape \(4,\); they must be \[B, C\]"):
         softmax_loss(np.zeros(4), np.array([0]))
 
 
-@pytest.mark.parametrize("scale", [0, -64.0, float("nan"), np.float32(-1)])
+@pytest.mark.parametrize("scale", [0, -64.0, float("nan"), float("inf"), np.float32(-1)])
 def test_a_scale_that_is_not_positive_is_refused(scale):
-    with pytest.raises(ValueError, match=r"scale is .*; it must be > 0"):
+    with pytest.raises(ValueError, match=r"scale is .*; it must be > 0 and finite"):
         margin_softmax_loss(*example(), LABELS, Margin.arcface(), scale)
 
 
@@ -560,11 +570,14 @@ def test_losses_with_the_embeddings_own_length_are_finite(dtype):
     assert gradients[0].dtype == dtype
 
 
-def test_a_softmax_wants_a_whole_margin():
+def test_a_softmax_wants_a_whole_margin_and_a_lambda_of_at_least_zero():
     x, w = example()
     for m in (0, 2.5):
-        with pytest.raises(ValueError, match="must be a whole number of at least 1"):
+        with pytest.raises(ValueError, match=rf"m is {m}; it must be a whole number of at least 1"):
             a_softmax_loss(x, w, LABELS, m)
+    for lam in (-1.0, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match=rf"lam is {lam}; it must be at least 0 and finite"):
+            a_softmax_loss(x, w, LABELS, lam=lam)
 
 
 def test_bias_must_fit():

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import operator
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
@@ -59,6 +60,8 @@ class Number:
     Args:
       default: None where it is off unless given.
       whole: whether it must be a whole number.
+      closed: whether it may be `high` itself.
+      idle: other options, each with the value, or the option whose value, takes the effect from this one.
     """
 
     default: float | None
@@ -66,6 +69,8 @@ class Number:
     high: float = math.inf
     unit: str = ""
     whole: bool = False
+    closed: bool = False
+    idle: tuple[tuple[str, float | str], ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -243,6 +248,10 @@ def _cosine(default: float, low: float = 0.0) -> Number:
     return Number(default, low, 2.0, "in units of cosine")
 
 
+def _share(default: float, idle: tuple[tuple[str, float | str], ...] = ()) -> Number:
+    return Number(default, 0.0, 1.0, closed=True, idle=idle)
+
+
 LOSSES: dict[str, Loss] = {
     "softmax": Loss("classification", "CE(W_j . x + b_j)", _softmax, takes=frozenset({"label_smoothing"})),
     "modified_softmax": Loss(
@@ -254,7 +263,12 @@ LOSSES: dict[str, Loss] = {
         "own class |x| (lambda cos theta + psi) / (1 + lambda), psi = (-1)^k cos(m theta) - 2k, "
         "lambda = max(last, first / (1 + decay step))",
         _a_softmax,
-        {"m": Number(4, 1, 9, whole=True), "first": Number(1000.0), "last": Number(5.0), "decay": Number(0.12)},
+        {
+            "m": Number(4, 1, 9, whole=True),
+            "first": Number(1000.0, idle=(("m", 1),)),
+            "last": Number(5.0, idle=(("m", 1), ("decay", 0))),
+            "decay": Number(0.12, idle=(("m", 1), ("first", "last"))),
+        },
         takes=frozenset({"label_smoothing"}),
     ),
     "sphereface": Loss(
@@ -313,7 +327,7 @@ LOSSES: dict[str, Loss] = {
         "classification",
         "own class s cos(theta + m), harder ones s cos theta_j (t + cos theta_j), t the running mean of cos theta_y",
         _curricularface,
-        {"m": _radians(0.5), "rate": Number(0.01, 0.0, 1.0)},
+        {"m": _radians(0.5), "rate": _share(0.01)},
         takes=_ANGULAR,
         initial=lambda classes, dim: {"t": jnp.zeros(())},
     ),
@@ -335,7 +349,11 @@ LOSSES: dict[str, Loss] = {
         "classification",
         "own class s (cos(theta - m z) - m z - m), z = clip(h (|x| - mean) / std, -1, 1)",
         _adaface,
-        {"m": Number(0.4, high=1.0), "h": Number(0.333), "rate": Number(0.01, 0.0, 1.0)},
+        {
+            "m": Number(0.4, high=1.0),
+            "h": Number(0.333, idle=(("m", 0),)),
+            "rate": _share(0.01, idle=(("m", 0), ("h", 0))),
+        },
         takes=_GROWS,
         initial=lambda classes, dim: {"mean": jnp.asarray(20.0), "std": jnp.asarray(100.0)},
     ),
@@ -357,7 +375,7 @@ LOSSES: dict[str, Loss] = {
         "regulariser",
         "1/2 mean |x - c_y|^2, c_y moved by -rate sum (c_y - x) / (1 + n_y)",
         _center,
-        {"rate": Number(0.5, high=1.0)},
+        {"rate": _share(0.5)},
         weight=0.003,
         initial=lambda classes, dim: {"centers": jnp.zeros((classes, dim))},
     ),
@@ -372,7 +390,12 @@ LOSSES: dict[str, Loss] = {
         "alpha sum of harmonic means of the k largest |x_i - x_j|^2 within a class "
         "+ beta max(0, margin - smallest |mean - mean|^2)",
         _of_pairs(pairs.range_loss),
-        {"k": Number(2, 1, whole=True), "alpha": Number(5e-5), "beta": Number(1e-4), "margin": Number(2e4)},
+        {
+            "k": Number(2, 1, whole=True, idle=(("alpha", 0),)),
+            "alpha": Number(5e-5),
+            "beta": Number(1e-4),
+            "margin": Number(2e4, idle=(("beta", 0),)),
+        },
     ),
     "marginal": Loss(
         "regulariser",
@@ -400,7 +423,7 @@ LOSSES: dict[str, Loss] = {
         "pairs",
         "mean log(1 + sum exp(gamma [c_n + m]_+ (c_n - m)) sum exp(-gamma [1 + m - c_p]_+ (c_p - 1 + m)))",
         _of_pairs(pairs.circle_loss),
-        {"m": Number(0.25, high=1.0), "gamma": Number(256.0)},
+        {"m": Number(0.25, high=1.0), "gamma": Number(256.0, 1e-3)},
     ),
     "multi_similarity": Loss(
         "pairs",
@@ -474,7 +497,11 @@ class Objective:
         return bool(self.names & {"elasticface", "elastic_cosface"})
 
     def margin(self, beyond_pi: str = "monotone", gradient: str = "exact") -> Margin | None:
-        """The `Margin` of a margin softmax, None where the classification loss is none."""
+        """The `Margin` of a margin softmax, None where the classification loss is none.
+
+        >>> parse("cosface").margin()
+        Margin(m1=1.0, m2=0.0, m3=0.35, beyond_pi='monotone', gradient='exact')
+        """
         term = self.classifier
         if term is None or term.loss.margin is None:
             return None
@@ -519,13 +546,25 @@ def parse(text: str, margin: float | None = None) -> Objective:
 
 
 def describe() -> str:
-    """The losses with their equations and options, a list of a line each, as `--help` shows them."""
+    """The losses with their equations, options and weights, a list of a line each, as `--help` shows them.
+
+    The first of an option's words is its default.
+
+    >>> describe().splitlines()[5]
+    '- cosface: own class s (cos theta - m) [m=0.35, filter=none]'
+    """
     lines = []
     for name, loss in LOSSES.items():
-        options = ", ".join(f"{key}={option.default}" for key, option in loss.options.items())
+        options = ", ".join(f"{key}={_shown(option)}" for key, option in loss.options.items())
         weight = f"; weight {loss.weight:g}" if loss.weight != 1 else ""
         lines.append(f"- {name}: {loss.equation}{f' [{options}]' if options else ''}{weight}")
     return "\n".join([*lines, *(f"- {name}: short for {words}" for name, words in ALIASES.items())])
+
+
+def _shown(option: Number | Choice) -> str:
+    if isinstance(option, Choice):
+        return "|".join(option.known)
+    return "none" if option.default is None else str(option.default)
 
 
 def _term(word: str, text: str, margin: float | None) -> Term:
@@ -558,11 +597,19 @@ def _term(word: str, text: str, margin: float | None) -> Term:
             raise UserError(f"--loss {text} and --margin both give {name} its margin: leave one of them out")
         given["m"] = _checked(margin, option, "--margin", f"for --loss {text} ")
     options = {key: option.default for key, option in loss.options.items()} | given
-    for low, high in (("low", "high"), ("shortest", "longest")):
-        if low in options and not options[low] < options[high]:
+    for low, high, is_right, below in (
+        ("low", "high", operator.lt, "below"),
+        ("shortest", "longest", operator.lt, "below"),
+        ("last", "first", operator.le, "at most"),
+    ):
+        if low in options and not is_right(options[low], options[high]):
             raise UserError(
-                f"--loss {text}: {low} of {name} is {options[low]:g}; it must be below {high}, {options[high]:g}"
+                f"--loss {text}: {low} of {name} is {options[low]:g}; it must be {below} {high}, {options[high]:g}"
             )
+    for key in given:
+        for other, value in getattr(loss.options[key], "idle", ()):
+            if options[other] == options.get(value, value):
+                raise UserError(f"--loss {text}: {key} of {name} has no effect where {other} = {value}")
     return Term(name, loss.weight if weight is None else weight, options)
 
 
@@ -580,8 +627,9 @@ def _read(text: str, option: Number | Choice, what: str) -> Any:
 
 def _checked(value: float, option: Number, what: str, where: str = "") -> float:
     low = "> 0" if option.low == math.ulp(0.0) else f"at least {option.low:g}"
-    high = "finite" if option.high == math.inf else f"below {option.high:.4g}"
-    if not option.low <= value < option.high or (option.whole and value != round(value)):
+    high = "finite" if option.high == math.inf else f"{'at most' if option.closed else 'below'} {option.high:.4g}"
+    is_inside = option.low <= value < option.high or (option.closed and value == option.high)
+    if not is_inside or (option.whole and value != round(value)):
         whole = "a whole number, " if option.whole else ""
         unit = f" ({option.unit})" if option.unit else ""
         raise UserError(f"{what} is {value:g}; {where}it must be {whole}{low} and {high}{unit}")

@@ -79,6 +79,9 @@ def test_words_become_terms(words, terms):
         ("softmax+center:1,2", None, "center has two weights, 1 and 2"),
         ("softmax+center:", None, "the weight of center is ''; it must be a number"),
         ("magface:low=0.9", None, "low of magface is 0.9; it must be below high, 0.8"),
+        ("adaface:rate=1.5", None, "rate of adaface is 1.5; it must be at least 0 and at most 1"),
+        ("softmax+center:rate=1.0001", None, "rate of center is 1.0001; it must be at least 0 and at most 1"),
+        ("circle:gamma=0", None, "gamma of circle is 0; it must be at least 0.001 and finite"),
         ("softmax", 0.5, "--margin has no effect on --loss softmax, which has no margin m"),
         ("triplet", 0.5, "--margin has no effect on --loss triplet"),
         ("arcface:m=0.3", 0.5, "--loss arcface:m=0.3 and --margin both give arcface its margin"),
@@ -88,6 +91,38 @@ def test_words_become_terms(words, terms):
 def test_words_that_make_no_sense(words, margin, said):
     with pytest.raises(UserError, match=re.escape(said)):
         parse(words, margin)
+
+
+@pytest.mark.parametrize(
+    ("words", "margin", "said"),
+    [
+        ("a_softmax:first=1", None, "last of a_softmax is 5; it must be at most first, 1"),
+        ("a_softmax:first=7,last=7,decay=1", None, "decay of a_softmax has no effect where first = last"),
+        ("a_softmax:decay=0,last=2", None, "last of a_softmax has no effect where decay = 0"),
+        ("a_softmax:first=9", 1.0, "first of a_softmax has no effect where m = 1"),
+        ("adaface:h=0,rate=0.5", None, "rate of adaface has no effect where h = 0"),
+        ("adaface:m=0,h=0.5", None, "h of adaface has no effect where m = 0"),
+        ("softmax+range:beta=0,margin=5", None, "margin of range has no effect where beta = 0"),
+        ("softmax+range:alpha=0,k=3", None, "k of range has no effect where alpha = 0"),
+    ],
+)
+def test_an_option_without_effect_is_refused(words, margin, said):
+    with pytest.raises(UserError) as caught:
+        parse(words, margin)
+    assert str(caught.value) == f"--loss {words}: {said}"
+
+
+def test_what_makes_an_option_idle_is_no_mistake_by_itself():
+    for words in (
+        "a_softmax:first=7,last=7",
+        "a_softmax:decay=0",
+        "a_softmax:m=1",
+        "adaface:h=0",
+        "softmax+range:beta=0",
+    ):
+        parse(words)
+    for words in ("curricularface:rate=1", "adaface:rate=1", "softmax+center:rate=1"):
+        assert parse(words).terms[-1].options["rate"] == 1
 
 
 @pytest.mark.parametrize(
@@ -219,6 +254,10 @@ def test_the_page_of_losses_tells_every_name_and_default():
         cells = re.split(r"(?<!\\)\|", row)
         for name in re.findall(r"`(\w+)`", cells[0]):
             rows.setdefault(name, row)
+    for name in [*LOSSES, *ALIASES]:
+        source, when_to_use = re.split(r"(?<!\\)\|", rows[name])[-3:-1]
+        assert source.strip(), name
+        assert when_to_use.strip(), name
     for name, loss in LOSSES.items():
         for option, kind in loss.options.items():
             written = {None: "none"}.get(kind.default, kind.default)
@@ -237,6 +276,8 @@ def test_help_tells_every_name_and_equation():
     lines = dict(line.removeprefix("- ").split(": ", 1) for line in describe().splitlines())
     assert set(lines) == {*LOSSES, *ALIASES}
     assert all(loss.equation in lines[name] for name, loss in LOSSES.items())
+    assert "[m=0.35, distance=angular|l2, mining=all|hard|semi_hard]" in lines["triplet"]
+    assert "None" not in describe()
 
 
 # ---- every loss trains
@@ -271,10 +312,11 @@ def digits():
 
 @pytest.mark.parametrize("words", [*TABLE_2, *OTHERS])
 def test_every_loss_learns_the_digits(words, digits):
-    # without augmentation a small network is there after a few seconds, most of which are spent compiling; the circle
-    # loss needs the limit on the gradient, the contrastive loss the recipe's own network
+    # without augmentation a small network is there after a few seconds, most of which are spent compiling; the
+    # contrastive loss needs the recipe's own network, and pair losses have the limit on the gradient from the recipe
     defaults = recipe("digits", words)
-    quick = {"epochs": 8, "learning_rate": 0.2, "clip_norm": 1.0, "rotate": 0.0, "zoom": 0.0, "shift": 0}
+    quick = {"epochs": 8, "learning_rate": 0.2, "rotate": 0.0, "zoom": 0.0, "shift": 0}
+    quick |= {"clip_norm": 1.0} if defaults.objective.classifier else {}
     quick |= {"epochs": 12} if "contrastive" in words else {"width": 0.25, "embedding_dim": 32}
     warmup = min(2.0, defaults.margin_warmup_epochs)
     config = dataclasses.replace(defaults, **quick, margin_warmup_epochs=warmup)

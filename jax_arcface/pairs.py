@@ -11,14 +11,12 @@ from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
-from jax_arcface.adaptive import _at_least_zero, _positive
-from jax_arcface.losses import cosines, widened
+from jax_arcface import checks
+from jax_arcface.losses import bounded, checked_labels, cosines, squared_distances, widened
 from jax_arcface.margins import angles
-from jax_arcface.regularizers import _bounded, _squared_distances
 
 Distance = Literal["l2", "angular"]
 Mining = Literal["all", "hard", "semi_hard"]
@@ -50,9 +48,9 @@ def contrastive_loss(
     1.0366
     """
     _known(distance, Distance, "distance")
-    _at_least_zero(m=m)
+    checks.at_least_zero(m=m)
     cosine, positive, negative = _pairs(embeddings, labels)
-    squared = _squared_distances(cosine) if distance == "l2" else angles(cosine) ** 2
+    squared = squared_distances(cosine) if distance == "l2" else angles(cosine) ** 2
     return _mean(squared / 2, positive) + _mean(jax.nn.relu(m - _root(squared)) ** 2 / 2, negative)
 
 
@@ -65,9 +63,10 @@ def triplet_loss(
 ) -> Array:
     """Triplet loss: max(0, d(a, p) + m - d(a, n)), p of the anchor's class and n of another.
 
-    FaceNet (Schroff et al., CVPR 2015, arXiv 1503.03832), equation 1, with squared distances; ArcFace (Deng et al.,
-    CVPR 2019), section 3.2, with angles; "In Defense of the Triplet Loss" (Hermans et al. 2017, arXiv 1703.07737),
-    equations 5 and 6, for the mean over the positive losses and for the hardest pairs.
+    FaceNet (Schroff et al., CVPR 2015, arXiv 1503.03832), equation 1, with squared distances and m = 0.2; ArcFace (Deng
+    et al., CVPR 2019), section 2.3, with angles and, in its table 2, m = 0.35; "In Defense of the Triplet Loss"
+    (Hermans et al. 2017, arXiv 1703.07737), equations 5 and 6, for the mean over the positive losses and for the
+    hardest pairs.
 
     Args:
       embeddings: [B, D], any float dtype; only their direction counts.
@@ -92,9 +91,9 @@ def triplet_loss(
     """
     _known(distance, Distance, "distance")
     _known(mining, Mining, "mining")
-    _at_least_zero(m=m)
+    checks.at_least_zero(m=m)
     cosine, positive, negative = _pairs(embeddings, labels)
-    d = angles(cosine) if distance == "angular" else _squared_distances(cosine)
+    d = angles(cosine) if distance == "angular" else squared_distances(cosine)
     if mining == "all":
         return _all_triplets(d, positive, negative, m)
     has_negative = jnp.any(negative, axis=1)
@@ -153,7 +152,7 @@ def circle_loss(
     >>> print(circle_loss(x, jnp.array([0, 0, 1]), gamma=1.0).round(4))  # log(1 + exp(-2 m^2))
     0.6326
     """
-    _at_least_zero(m=m, gamma=gamma)
+    checks.at_least_zero(m=m, gamma=gamma)
     cosine, positive, negative = _pairs(embeddings, labels)
     constant = jax.lax.stop_gradient(cosine)
     a_n, a_p = jax.nn.relu(constant + m), jax.nn.relu(1 + m - constant)
@@ -194,8 +193,8 @@ def multi_similarity_loss(
     >>> print(multi_similarity_loss(x, jnp.array([0, 0, 1]), 1.0, 1.0, base=0.0).round(4))  # (3 log 2 + log(1 + e)) / 3
     1.1309
     """
-    _positive(alpha=alpha, beta=beta)
-    _at_least_zero(epsilon=epsilon)
+    checks.positive(alpha=alpha, beta=beta)
+    checks.at_least_zero(epsilon=epsilon)
     cosine, positive, negative = _pairs(embeddings, labels)
     nearest_negative = jnp.max(jnp.where(negative, cosine, -jnp.inf), axis=1, keepdims=True)
     farthest_positive = jnp.min(jnp.where(positive, cosine, jnp.inf), axis=1, keepdims=True)
@@ -227,7 +226,7 @@ def supcon_loss(embeddings: ArrayLike, labels: ArrayLike, tau: float | Array = 0
     >>> print(f"{supcon_loss(x, jnp.array([0, 0, 1]), tau=1.0):.4f}")  # log(1 + 1 / e)
     0.3133
     """
-    _positive(tau=tau)
+    checks.positive(tau=tau)
     cosine, positive, negative = _pairs(embeddings, labels)
     logits = cosine / tau
     log_share = logits - _log_sum_exp(logits, positive | negative)[:, None]
@@ -261,9 +260,9 @@ def marginal_loss(
     >>> print(marginal_loss(x, jnp.array([0, 0])).round(4), marginal_loss(x, jnp.array([0, 1])))  # 0.3 + 0.8, 0.3 - 0.8
     1.1 0.0
     """
-    _at_least_zero(theta=theta, xi=xi)
+    checks.at_least_zero(theta=theta, xi=xi)
     cosine, positive, negative = _pairs(embeddings, labels)
-    beyond = _squared_distances(cosine) - theta
+    beyond = squared_distances(cosine) - theta
     return _mean(jax.nn.relu(xi + jnp.where(positive, beyond, -beyond)), positive | negative)
 
 
@@ -300,16 +299,15 @@ def range_loss(
     >>> print(range_loss(x, jnp.array([7, 7, 7, 8]), alpha=1.0, beta=0.0).round(4))  # 2 / (1 / 9 + 1 / 4)
     5.5385
     """
-    if k < 1 or k != int(k):
-        raise ValueError(f"k is {k}; it must be a whole number of at least 1")
-    _at_least_zero(alpha=alpha, beta=beta, margin=margin)
+    checks.whole(k=k)
+    checks.at_least_zero(alpha=alpha, beta=beta, margin=margin)
     embeddings, labels = _checked(embeddings, labels)
     return _range_loss(embeddings, labels, int(k), alpha, beta, margin)
 
 
 @functools.partial(jax.jit, static_argnums=2)
 def _range_loss(x: Array, labels: Array, k: int, alpha: Array, beta: Array, margin: Array) -> Array:
-    x = _bounded(x)
+    x = bounded(x)
     class_ = jnp.argmax(labels[:, None] == labels, axis=1)  # a class goes by the number of its first example
     i, j, exists = _farthest_pairs(x, class_, k)
     within = _harmonic_mean(jnp.sum((x[i] - x[j]) ** 2, axis=-1), exists)
@@ -364,15 +362,7 @@ def _checked(embeddings: ArrayLike, labels: ArrayLike) -> tuple[Array, Array]:
     embeddings = jnp.asarray(embeddings)
     if embeddings.ndim != 2:
         raise ValueError(f"embeddings have shape {embeddings.shape}; they must be [B, D]")
-    if not isinstance(labels, Array):
-        labels = np.asarray(labels)
-    if not jnp.issubdtype(labels.dtype, jnp.integer):
-        raise TypeError(f"labels have dtype {labels.dtype}; they must be integers")
-    if labels.shape != (len(embeddings),):
-        raise ValueError(f"labels have shape {labels.shape}; one for each embedding is expected: ({len(embeddings)},)")
-    if not isinstance(labels, Array):
-        labels = np.unique(labels, return_inverse=True)[1]  # where 64 bits become 32, two classes must not become one
-    return embeddings, jnp.asarray(labels)
+    return embeddings, checked_labels(labels, len(embeddings))
 
 
 def _known(value: str, kind: object, name: str) -> None:

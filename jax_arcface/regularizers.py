@@ -12,12 +12,19 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
-from jax_arcface.adaptive import _one_or_nan
-from jax_arcface.losses import _checked_labels, _checked_vectors, _widen_narrow, cosines, normalize, widened
+from jax_arcface.losses import (
+    bounded,
+    checked_labels,
+    checked_vectors,
+    cosines,
+    normalize,
+    one_or_nan,
+    saturated,
+    squared_distances,
+    widened,
+)
 from jax_arcface.margins import angles
 
-# Entries beyond this count as this: sums of squares of their differences fit float32.
-_LARGEST = 2.0**40
 # Squared distances of prototypes below this count as this.
 _NEAREST = 2.0**-20
 
@@ -69,11 +76,11 @@ def center_displacements(embeddings: ArrayLike, centers: ArrayLike, labels: Arra
 
 def _from_centers(embeddings: ArrayLike, centers: ArrayLike, labels: ArrayLike) -> tuple[Array, Array]:
     """x - c_y, [B, D], and the checked labels."""
-    embeddings, centers = _checked_vectors(embeddings, centers)
+    embeddings, centers = checked_vectors(embeddings, centers)
     if centers.ndim != 2:
         raise ValueError(f"centers have shape {centers.shape}; they must be [C, D]")
-    labels = _checked_labels(labels, len(embeddings), len(centers))
-    return _bounded(embeddings) - _own(_bounded(centers), labels), labels
+    labels = checked_labels(labels, len(embeddings), len(centers))
+    return bounded(embeddings) - _own(bounded(centers), labels), labels
 
 
 def intra_loss(embeddings: ArrayLike, prototypes: ArrayLike, labels: ArrayLike) -> Array:
@@ -94,8 +101,8 @@ def intra_loss(embeddings: ArrayLike, prototypes: ArrayLike, labels: ArrayLike) 
     >>> print(intra_loss(jnp.array([[0.0, 2.0]]), jnp.eye(2), jnp.array([0])))  # a right angle
     0.5
     """
-    embeddings, prototypes = _checked_vectors(embeddings, prototypes)
-    labels = _checked_labels(labels, len(embeddings), len(prototypes))
+    embeddings, prototypes = checked_vectors(embeddings, prototypes)
+    labels = checked_labels(labels, len(embeddings), len(prototypes))
     own = _own(widened(prototypes), labels)
     cosine = jax.vmap(lambda x, w: cosines(x[None], w[None])[0, 0])(embeddings, own)
     return jnp.mean(angles(cosine)) / math.pi
@@ -145,18 +152,13 @@ def hyperspherical_energy(prototypes: ArrayLike, labels: ArrayLike, block_size: 
     """
     prototypes = jnp.asarray(prototypes)
     if prototypes.dtype != jnp.float64:
-        prototypes = _widen_narrow(prototypes)  # a gradient of up to 2^40 over a prototype's length saturates
+        prototypes = saturated(prototypes)  # a gradient of up to 2^40 over a prototype's length saturates
     return _mean_over_other_classes(_energy, prototypes, labels, block_size)
 
 
 def _energy(cosine: Array) -> Array:
-    squared = _squared_distances(cosine)
+    squared = squared_distances(cosine)
     return 1 / jnp.where(squared < _NEAREST, _NEAREST, squared)  # NaN stays
-
-
-def _squared_distances(cosine: Array) -> Array:
-    """|u - v|^2 of vectors of length 1 from their cosine."""
-    return jnp.maximum(0, 2 - 2 * cosine)
 
 
 def _mean_over_other_classes(
@@ -168,7 +170,7 @@ def _mean_over_other_classes(
         raise ValueError(f"prototypes have shape {prototypes.shape}; they must be [C, D], without sub-centres")
     if block_size < 1:
         raise ValueError(f"block_size is {block_size}; it must be at least 1")
-    labels = _checked_labels(labels, np.size(labels), len(prototypes))
+    labels = checked_labels(labels, np.size(labels), len(prototypes))
     return _blockwise(of_cosine, prototypes, labels, min(block_size, len(prototypes)))
 
 
@@ -194,10 +196,5 @@ def _blockwise(of_cosine: Callable[[Array], Array], prototypes: Array, labels: A
 
 def _own(rows: Array, labels: Array) -> Array:
     """rows[labels], each example's own of a class; NaN, with its gradient, for a label outside [0, C)."""
-    factor = _one_or_nan(labels, len(rows)).reshape(-1, *(1 for _ in rows.shape[1:]))
+    factor = one_or_nan(labels, len(rows)).reshape(-1, *(1 for _ in rows.shape[1:]))
     return rows[labels.clip(0, len(rows) - 1)] * factor
-
-
-def _bounded(vectors: ArrayLike) -> Array:
-    """In float32 or wider, no entry beyond +-2^40."""
-    return jnp.clip(widened(jnp.asarray(vectors)), -_LARGEST, _LARGEST)

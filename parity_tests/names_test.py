@@ -63,9 +63,8 @@ NAMES = {
         "a kind of nnx.Variable; in PyTorch a buffer": "ClassMeans",
     },
     ".losses": {
-        "parts of the formulas, private in jax_arcface": (
-            "add_margin bounded check_shapes checked_labels inner_products own_class with_own_class"
-        ),
+        "parts of the formulas that only one of them has": "add_margin check_shapes inner_products",
+        "labels that cannot be looked at, and arrays of any kind": "checked_vectors one_or_nan saturated",
     },
     ".margins": {
         "the same words, as types or as tuples; margins_test.py compares them": "BEYOND_PI BeyondPi GRADIENTS Gradient",

@@ -10,6 +10,7 @@ import math
 import torch
 from torch import Tensor
 
+from torch_reference import checks
 from torch_reference.losses import (
     checked_labels,
     cosines,
@@ -45,23 +46,25 @@ def adacos_loss(
     """AdaCos: the normalised softmax with a scale from the batch (Zhang et al., CVPR 2019).
 
     With B the mean over the batch of sum_{j != y} exp(s cos(theta_j)), by the scale s of the step before, and M the
-    median of theta_y, the new scale is log(B) / cos(min(pi / 4, M)). The logits take it as a constant.
+    median of theta_y, the new scale is log(B) / cos(min(pi / 4, M)), and here at least log(C - 1) / 2: no fixed point
+    of the rule is smaller, but one step may otherwise end below 0. The logits take it as a constant.
 
     Args:
       embeddings: [B, D]. prototypes: [C, D] or [C, K, D], C >= 3. labels: [B], integers in [0, C).
-      scale: s of the step before; `initial_adacos_scale` at first.
+      scale: s of the step before, > 0; `initial_adacos_scale` at first.
       label_smoothing: as in `softmax_loss`.
 
     Returns:
       The loss and the new scale, both scalars.
 
     Raises:
-      ValueError, TypeError: as `margin_logits`; fewer than three classes.
+      ValueError, TypeError: as `margin_logits`; a scale that is not > 0, fewer than three classes.
 
     >>> x, w = torch.eye(3), torch.eye(3)
     >>> adacos_loss(x, w, torch.arange(3), scale=2.0)  # theta_y = 0, so s = log(2 e^0); log(1 + 2 e^-s) = log 2
     (tensor(0.6931), tensor(0.6931))
     """
+    checks.positive(scale=scale)
     cosine = cosines(embeddings, prototypes)
     batch, classes = cosine.shape
     labels = checked_labels(labels, batch, classes)
@@ -71,7 +74,7 @@ def adacos_loss(
         others = with_own_class(scale * cosine, labels, torch.full_like(cosine[:, 0], -math.inf))
         log_b = others.logsumexp(dim=(0, 1)) - math.log(batch)
         median = angles(own_class(cosine, labels)).quantile(0.5)
-        new_scale = log_b / median.clamp(max=math.pi / 4).cos()
+        new_scale = (log_b / median.clamp(max=math.pi / 4).cos()).clamp(min=math.log(classes - 1) / 2)
     return softmax_loss(new_scale * cosine, labels, label_smoothing), new_scale
 
 
@@ -96,22 +99,22 @@ def curricularface_loss(
       t: of the step before; 0 at first.
       margin: of psi.
       scale: s, > 0.
-      rate: of the running mean t.
+      rate: the share of the batch in the new t, in [0, 1].
       label_smoothing: as in `softmax_loss`.
 
     Returns:
       The loss and the new t, both scalars.
 
     Raises:
-      ValueError, TypeError: as `margin_logits`.
+      ValueError, TypeError: as `margin_logits`; a rate outside [0, 1].
 
     >>> x, w = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0], [0.6, 0.8]])
     >>> loss, t = curricularface_loss(x, w, torch.tensor([0]), t=0.5, scale=1.0)
     >>> loss, t  # cos(theta_y) = 0, so t = 0.99 x 0.5; logits -sin(0.5) and 0.6 (t + 0.6)
     (tensor(1.4148), tensor(0.4950))
     """
-    if not scale > 0:
-        raise ValueError(f"scale is {scale}; it must be > 0")
+    checks.positive(scale=scale)
+    checks.share(rate=rate)
     cosine = cosines(embeddings, prototypes)
     labels = checked_labels(labels, *cosine.shape)
     own = own_class(cosine, labels)
@@ -145,7 +148,7 @@ def magface_loss(
       embeddings: [B, D], whose length counts. prototypes: [C, D] or [C, K, D]. labels: [B], integers in [0, C).
       low, high: margins of the shortest and of the longest embedding, in radians, between -pi and pi.
       shortest, longest: lengths, 0 < shortest < longest.
-      weight: of the mean of g.
+      weight: of the mean of g, >= 0.
       scale: s, > 0.
       beyond_pi: as in `Margin`.
       label_smoothing: as in `softmax_loss`.
@@ -154,20 +157,18 @@ def magface_loss(
       A scalar, float32 (float64 for float64).
 
     Raises:
-      ValueError, TypeError: margins or lengths out of range or order, or as `margin_logits`.
+      ValueError, TypeError: margins, lengths or a weight out of range or order, or as `margin_logits`.
 
     >>> x, w = torch.tensor([[20.0, 0.0]]), torch.tensor([[1.0, 0.0], [-1.0, 0.0]])
     >>> y = torch.tensor([0])
     >>> magface_loss(x, w, y, low=0.0, high=0.0, longest=100.0, weight=1.0)  # 20 / 100^2 + 1 / 20 and a CE of nearly 0
     tensor(0.0520)
     """
-    for name, value in (("low", low), ("high", high)):
-        if not abs(value) < math.pi:
-            raise ValueError(f"{name} is {value}; it is an angle in radians and must lie between -pi and pi")
-    if not 0 < shortest < longest:
-        raise ValueError(
-            f"shortest is {shortest} and longest {longest}; they must be > 0, the shortest below the longest"
-        )
+    checks.positive(shortest=shortest, longest=longest)
+    checks.at_least_zero(weight=weight)
+    checks.angle(low=low, high=high)
+    if not shortest < longest:
+        raise ValueError(f"shortest is {shortest}; it must be below longest, {longest}")
     x = widened(embeddings)
     a = lengths(x).clamp(shortest, longest)
     margin = low + (high - low) * (a - shortest) / (longest - shortest)
@@ -193,14 +194,14 @@ def adaface_loss(
     Kim et al., CVPR 2022. The length n = |x|, clipped to [0.001, 100] and a constant for the
     gradient, stands for quality. Its running mean and standard deviation move by `rate` to those of the batch; then
     z = clip((n - mean) / (std + 0.001) h, -1, 1), and the own logit is
-    s (cos(clip(theta - m z, 0, pi)) - m z - m).
+    s (cos(clip(theta - m z, 0, pi)) - m z - m), the angle being clipped here.
 
     Args:
       embeddings: [B, D]. prototypes: [C, D] or [C, K, D]. labels: [B], integers in [0, C).
       mean, std: of the step before; 20 and 100 at first. Of a batch of one the standard deviation counts as 0.
-      m: the margin.
-      h: how far the quality of an example changes it.
-      rate: of the running mean and standard deviation.
+      m: the margin, >= 0.
+      h: how far the quality of an example changes it, >= 0.
+      rate: the share of the batch in the new mean and standard deviation, in [0, 1].
       scale: s, > 0.
       label_smoothing: as in `softmax_loss`.
 
@@ -208,14 +209,15 @@ def adaface_loss(
       The loss, the new mean and the new standard deviation, all scalars.
 
     Raises:
-      ValueError, TypeError: as `margin_logits`.
+      ValueError, TypeError: as `margin_logits`; m, h or a rate out of range.
 
     >>> x, w = torch.tensor([[3.0, 0.0], [5.0, 0.0]]), torch.tensor([[0.0, 1.0], [0.0, -1.0]])
     >>> adaface_loss(x, w, torch.tensor([0, 0]), mean=4.0, std=1.0, m=0.5, h=0.0, scale=1.0)  # z = 0: log(1 + e^0.5)
     (tensor(0.9741), tensor(4.), tensor(1.0041))
     """
-    if not scale > 0:
-        raise ValueError(f"scale is {scale}; it must be > 0")
+    checks.positive(scale=scale)
+    checks.at_least_zero(m=m, h=h)
+    checks.share(rate=rate)
     cosine = cosines(embeddings, prototypes)
     labels = checked_labels(labels, *cosine.shape)
     n = lengths(embeddings.detach()).clamp(0.001, 100)

@@ -66,6 +66,24 @@ def test_adacos_takes_no_angle_beyond_45_degrees_and_its_scale_has_no_gradient()
     torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-15)
 
 
+@pytest.mark.parametrize("scale", [1.0, 2.0, 1000.0])
+def test_the_scale_of_adacos_stays_above_0(scale):
+    w = torch.tensor([[2.0, 0.0], [-1.0, 0.0], [-3.0, 0.0]])  # all others are opposite: log B = log 2 - scale
+    loss, new = adacos_loss(torch.tensor([[1.0, 0.0]]), w, torch.tensor([0]), scale)
+    assert new.item() == pytest.approx(math.log(2) / 2)
+    assert loss.item() == pytest.approx(math.log(1 + 2 / 2))  # 2 e^-2s = 2 / 2
+
+
+def test_the_fixed_points_of_adacos_are_not_moved():
+    """The nearest that one comes to the bound: 0.5 log(2) is itself the fixed point of opposite prototypes."""
+    x, labels = torch.tensor([[1.0, 0.0]], dtype=torch.float64), torch.tensor([0])
+    for other in ([-1.0, 0.0], [-1.0, 1.0], [0.0, 1.0]):
+        cosine = other[0] / math.hypot(*other)
+        fixed = math.log(2) / (1 - cosine)  # s = log(2 e^(s cosine))
+        _, new = adacos_loss(x, torch.tensor([[1.0, 0.0], other, other], dtype=torch.float64), labels, fixed)
+        assert new.item() == pytest.approx(fixed, rel=1e-12)
+
+
 def test_a_large_adacos_scale_does_not_overflow():
     embeddings, prototypes, labels = example()
     for sign in (1, -1):
@@ -219,10 +237,21 @@ def test_what_is_hard_to_compute_stays_finite(loss, dtype, hostile_batch, assert
 @pytest.mark.parametrize(
     ("loss", "message"),
     [
-        (lambda x, w, y: magface_loss(x, w, y, shortest=0.0), "shortest is 0.0 and longest 110.0; they must be > 0"),
-        (lambda x, w, y: magface_loss(x, w, y, shortest=20.0, longest=10.0), "shortest is 20.0 and longest 10.0"),
-        (lambda x, w, y: magface_loss(x, w, y, low=4.0, high=4.0), "low is 4.0; it is an angle in radians and must"),
+        (lambda x, w, y: adacos_loss(x, w, y, 0.0), "scale is 0.0; it must be > 0 and finite"),
+        (lambda x, w, y: magface_loss(x, w, y, shortest=0.0), "shortest is 0.0; it must be > 0 and finite"),
+        (lambda x, w, y: magface_loss(x, w, y, longest=math.inf), "longest is inf; it must be > 0 and finite"),
+        (
+            lambda x, w, y: magface_loss(x, w, y, shortest=20.0, longest=10.0),
+            "shortest is 20.0; it must be below longest, 10.0",
+        ),
+        (lambda x, w, y: magface_loss(x, w, y, low=-4.0), "low is -4.0; it must be in radians, between -pi and pi"),
+        (lambda x, w, y: magface_loss(x, w, y, high=45), "high is 45; it must be in radians"),
+        (lambda x, w, y: magface_loss(x, w, y, weight=-1), "weight is -1; it must be at least 0 and finite"),
         (lambda x, w, y: curricularface_loss(x, w, y, 0.0, scale=0.0), "scale is 0.0; it must be > 0"),
+        (lambda x, w, y: curricularface_loss(x, w, y, 0.0, rate=5), "rate is 5; it must be between 0 and 1"),
+        (lambda x, w, y: adaface_loss(x, w, y, 20.0, 100.0, m=-1), "m is -1; it must be at least 0 and finite"),
+        (lambda x, w, y: adaface_loss(x, w, y, 20.0, 100.0, h=math.nan), "h is nan; it must be at least 0"),
+        (lambda x, w, y: adaface_loss(x, w, y, 20.0, 100.0, rate=3), "rate is 3; it must be between 0 and 1"),
         (lambda x, w, y: adaface_loss(x, w, y, 20.0, 100.0, scale=-1.0), "scale is -1.0; it must be > 0"),
         (lambda x, w, y: adacos_loss(x, w, y + 1, 1.0), r"labels must lie in \[0, 5\); found 5"),
         (lambda x, w, y: adaface_loss(x, w, y + 1, 20.0, 100.0), r"labels must lie in \[0, 5\); found 5"),

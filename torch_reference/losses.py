@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from torch_reference import checks
 from torch_reference.margins import Margin, target_cosine
 
 _ZERO = 2.0**-100  # a vector whose largest entry is below this counts as zero
@@ -155,13 +156,21 @@ def add_margin(
     >>> add_margin(torch.tensor([[0.5, 0.25]]), torch.tensor([1]), Margin.cosface(0.25), scale=8.0)
     tensor([[4., 0.]])
     """
-    if not scale > 0:
-        raise ValueError(f"scale is {scale}; it must be > 0")
+    checks.positive(scale=scale)
     labels = checked_labels(labels, *cosine.shape)
     psi = target_cosine(own_class(cosine, labels), margin)
     if filter_above is not None:
         cosine = cosine.masked_fill(cosine > filter_above, 0.0)
     return scale * with_own_class(cosine, labels, psi)
+
+
+def squared_distances(cosine: Tensor) -> Tensor:
+    """|u - v|^2 of vectors of length 1, max(0, 2 - 2 c), from their cosine c of any shape.
+
+    >>> squared_distances(torch.tensor([1.0, 0.0, -1.0]))
+    tensor([0., 2., 4.])
+    """
+    return F.relu(2 - 2 * cosine)
 
 
 def own_class(values: Tensor, labels: Tensor) -> Tensor:
@@ -202,7 +211,7 @@ def margin_logits(
       [B, C] in float32 (float64 for float64).
 
     Raises:
-      ValueError: shapes that do not fit, scale <= 0, or a label outside [0, C).
+      ValueError: shapes that do not fit, a scale that is not > 0 and finite, or a label outside [0, C).
       TypeError: labels that are not integers.
 
     >>> x, w = torch.tensor([[1.0, 0.0]]), torch.tensor([[1.0, 1.0], [0.0, -1.0]])
@@ -240,7 +249,7 @@ def softmax_loss(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -
     """Cross entropy with integer labels, the mean over the batch.
 
     Args:
-      logits: [B, C].
+      logits: [B, C], any float dtype.
       labels: [B], integers in [0, C).
       label_smoothing: the share of the target distribution that is spread evenly over all classes, in [0, 1).
 
@@ -318,7 +327,7 @@ def modified_softmax_loss(
 ) -> Tensor:
     """The modified softmax loss: the mean cross entropy of the logits |x| cos(theta_j).
 
-    It is the baseline of A-Softmax: SphereFace (Liu et al., CVPR 2017), equation 4.
+    It is the baseline of A-Softmax: SphereFace (Liu et al., CVPR 2017), equation 5.
 
     Args:
       embeddings, prototypes, labels: as in `margin_logits`, but the embeddings' length counts.
@@ -355,7 +364,7 @@ def a_softmax_loss(
     Args:
       embeddings, prototypes, labels: as in `margin_logits`, but the embeddings' length counts.
       m: a whole number, at least 1.
-      lam: lambda, at least 0; see `annealed_lambda`.
+      lam: lambda, at least 0 and finite; see `annealed_lambda`.
       label_smoothing: as in `softmax_loss`.
 
     Returns:
@@ -368,10 +377,8 @@ def a_softmax_loss(
     >>> a_softmax_loss(x, w, torch.tensor([0]), m=4, lam=0.0)  # own logit 2 (cos(2 pi) - 4), other 0: log(1 + e^6)
     tensor(6.0025)
     """
-    if m < 1 or m != int(m):
-        raise ValueError(f"m is {m}; it must be a whole number, at least 1")
-    if not lam >= 0:
-        raise ValueError(f"lam is {lam}; it must be at least 0")
+    checks.whole(m=m)
+    checks.at_least_zero(lam=lam)
     x = widened(embeddings)
     cosine = cosines(x, prototypes)
     labels = checked_labels(labels, *cosine.shape)

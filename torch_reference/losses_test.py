@@ -181,7 +181,7 @@ def angles_and_length(x, prototypes):
     return theta, norm
 
 
-def test_the_modified_softmax_is_spherefaces_equation_4():
+def test_the_modified_softmax_is_spherefaces_equation_5():
     embeddings, prototypes, labels = example()
     expected = []
     for x, y in zip(embeddings.tolist(), labels.tolist(), strict=True):
@@ -269,10 +269,12 @@ def test_what_is_hard_to_compute_stays_finite(loss, dtype, hostile_batch, assert
     assert_finite(loss(x, w, labels), x, w)
 
 
-def test_softmax_loss_of_narrow_logits_is_computed_in_float32():
-    logits = torch.tensor([[1.0, 2.0, 4.0]], dtype=torch.bfloat16)
-    expected = math.log(math.exp(-3) + math.exp(-2) + 1) + 3
-    loss = softmax_loss(logits, torch.tensor([0]))
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_softmax_loss_of_narrow_logits_is_computed_in_float32(dtype):
+    logits = torch.tensor([[1.0, 2.0, 4.0], [6e4, -6e4, 0.0]], dtype=dtype)  # their difference is no float16
+    largest = logits[1, 0].item()
+    expected = (math.log(math.exp(-3) + math.exp(-2) + 1) + 3 + 2 * largest) / 2
+    loss = softmax_loss(logits, torch.tensor([0, 1]))
     assert loss.dtype == torch.float32
     assert loss.item() == pytest.approx(expected, rel=1e-6)
 
@@ -289,6 +291,7 @@ def test_softmax_loss_of_narrow_logits_is_computed_in_float32():
         ({"embeddings": torch.ones(3)}, ValueError, r"embeddings \(3,\) and prototypes \(4, 3\) do not fit"),
         ({"scale": 0}, ValueError, "scale is 0; it must be > 0"),
         ({"scale": math.nan}, ValueError, "scale is nan; it must be > 0"),
+        ({"scale": math.inf}, ValueError, "scale is inf; it must be > 0 and finite"),
         ({"label_smoothing": 1.0}, ValueError, "label_smoothing is 1.0; it must be at least 0 and below 1"),
         ({"label_smoothing": -0.1}, ValueError, "label_smoothing is -0.1"),
     ],
@@ -308,9 +311,10 @@ def test_mistakes_are_named(changes, error, message):
 @pytest.mark.parametrize(
     ("loss", "message"),
     [
-        (lambda x, w, y: a_softmax_loss(x, w, y, m=2.5), "m is 2.5; it must be a whole number, at least 1"),
+        (lambda x, w, y: a_softmax_loss(x, w, y, m=2.5), "m is 2.5; it must be a whole number of at least 1"),
         (lambda x, w, y: a_softmax_loss(x, w, y, m=0), "m is 0; it must be a whole number"),
-        (lambda x, w, y: a_softmax_loss(x, w, y, lam=-1.0), "lam is -1.0; it must be at least 0"),
+        (lambda x, w, y: a_softmax_loss(x, w, y, lam=-1.0), "lam is -1.0; it must be at least 0 and finite"),
+        (lambda x, w, y: a_softmax_loss(x, w, y, lam=math.inf), "lam is inf; it must be at least 0 and finite"),
         (
             lambda x, w, y: linear_softmax_loss(x, w, torch.zeros(3), y),
             r"embeddings \(6, 5\), weights \(4, 5\) and bias \(3,\) do not fit",

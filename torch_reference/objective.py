@@ -60,6 +60,8 @@ class Number:
       default: None where it is off unless given.
       unit: what its message says of it.
       whole: whether it must be a whole number.
+      closed: whether `high` itself is allowed.
+      idle: other options, each with the value, or the option whose value, with which this one does nothing.
     """
 
     default: float | None
@@ -67,6 +69,8 @@ class Number:
     high: float = math.inf
     unit: str = ""
     whole: bool = False
+    closed: bool = False
+    idle: tuple[tuple[str, float | str], ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -248,7 +252,7 @@ def _cosine(default: float) -> Number:
 
 
 _FILTER = Number(None, -1.0, 1.0, "a cosine")
-_RATE = Number(0.01, 0.0, 1.0)
+_RATE = Number(0.01, 0.0, 1.0, closed=True)
 _STD = Number(0.0125, 0.0, 0.5)
 
 LOSSES: dict[str, Loss] = {
@@ -260,7 +264,12 @@ LOSSES: dict[str, Loss] = {
         "own class |x| (lambda cos theta + psi) / (1 + lambda), psi = (-1)^k cos(m theta) - 2k, "
         "lambda = max(last, first / (1 + decay step))",
         _a_softmax,
-        {"m": Number(4, 1, 9, whole=True), "first": Number(1000.0), "last": Number(5.0), "decay": Number(0.12)},
+        {
+            "m": Number(4, 1, 9, whole=True),
+            "first": Number(1000.0, idle=(("m", 1),)),
+            "last": Number(5.0, idle=(("m", 1), ("decay", 0))),
+            "decay": Number(0.12, idle=(("m", 1), ("first", "last"))),
+        },
         takes=_PLAIN,
     ),
     "sphereface": Loss(
@@ -341,7 +350,11 @@ LOSSES: dict[str, Loss] = {
         "classification",
         "own class s (cos(theta - m z) - m z - m), z = clip(h (|x| - mean) / std, -1, 1)",
         _adaface,
-        {"m": Number(0.4, 0.0, 1.0), "h": Number(0.333), "rate": _RATE},
+        {
+            "m": Number(0.4, 0.0, 1.0),
+            "h": Number(0.333, idle=(("m", 0),)),
+            "rate": dataclasses.replace(_RATE, idle=(("m", 0), ("h", 0))),
+        },
         takes=_GROWING,
         initial=lambda classes, dim: {"mean": torch.tensor(20.0), "std": torch.tensor(100.0)},
     ),
@@ -363,7 +376,7 @@ LOSSES: dict[str, Loss] = {
         "regulariser",
         "1/2 mean |x - c_y|^2, c_y moved by -rate sum (c_y - x) / (1 + n_y)",
         _center,
-        {"rate": Number(0.5, 0.0, 1.0)},
+        {"rate": dataclasses.replace(_RATE, default=0.5)},
         weight=0.003,
         initial=lambda classes, dim: {"centers": torch.zeros(classes, dim)},
     ),
@@ -378,7 +391,12 @@ LOSSES: dict[str, Loss] = {
         "alpha sum of harmonic means of the k largest |x_i - x_j|^2 within a class "
         "+ beta max(0, margin - smallest |mean - mean|^2)",
         functools.partial(_of_pairs, pairs.range_loss),
-        {"k": Number(2, 1, whole=True), "alpha": Number(5e-5), "beta": Number(1e-4), "margin": Number(2e4)},
+        {
+            "k": Number(2, 1, whole=True, idle=(("alpha", 0),)),
+            "alpha": Number(5e-5),
+            "beta": Number(1e-4),
+            "margin": Number(2e4, idle=(("beta", 0),)),
+        },
     ),
     "marginal": Loss(
         "regulariser",
@@ -406,7 +424,7 @@ LOSSES: dict[str, Loss] = {
         "pairs",
         "mean log(1 + sum exp(gamma [c_n + m]_+ (c_n - m)) sum exp(-gamma [1 + m - c_p]_+ (c_p - 1 + m)))",
         functools.partial(_of_pairs, pairs.circle_loss),
-        {"m": Number(0.25, 0.0, 1.0), "gamma": Number(256.0)},
+        {"m": Number(0.25, 0.0, 1.0), "gamma": Number(256.0, 0.001)},
     ),
     "multi_similarity": Loss(
         "pairs",
@@ -437,18 +455,25 @@ ALIASES = {
 
 
 def describe() -> str:
-    """Every loss with its equation, options and weight, a line each; `--help` shows it.
+    """Every loss with its equation, options and weight, a line each; `--help` shows it. An option's first word counts.
 
     >>> describe().splitlines()[5]
-    '- cosface: own class s (cos theta - m) [m=0.35, filter=None]'
+    '- cosface: own class s (cos theta - m) [m=0.35, filter=none]'
     """
     lines = []
     for name, loss in LOSSES.items():
-        options = ", ".join(f"{key}={option.default}" for key, option in loss.options.items())
+        options = ", ".join(f"{key}={_written(option)}" for key, option in loss.options.items())
         brackets = f" [{options}]" if options else ""
         weight = f"; weight {loss.weight:g}" if loss.weight != 1 else ""
         lines.append(f"- {name}: {loss.equation}{brackets}{weight}")
     return "\n".join(lines + [f"- {name}: short for {words}" for name, words in ALIASES.items()])
+
+
+def _written(option: Number | Choice) -> str:
+    """The default, or all the words that there are."""
+    if isinstance(option, Choice):
+        return "|".join(option.known)
+    return "none" if option.default is None else f"{option.default}"
 
 
 # ---- the words of --loss
@@ -575,11 +600,15 @@ def _term(word: str, text: str, margin: float | None) -> Term:
             raise UserError(f"--loss {text} and --margin both give {name} its margin: leave one of them out")
         given["m"] = _in_range(margin, option, "--margin", f"for --loss {text} ")
     options = {key: option.default for key, option in loss.options.items()} | given
-    for low, high in (("low", "high"), ("shortest", "longest")):
-        if low in options and options[low] >= options[high]:
+    for low, high, rule in (("low", "high", "below"), ("shortest", "longest", "below"), ("last", "first", "at most")):
+        if low in options and (options[low] > options[high] or (rule == "below" and options[low] == options[high])):
             raise UserError(
-                f"--loss {text}: {low} of {name} is {options[low]:g}; it must be below {high}, {options[high]:g}"
+                f"--loss {text}: {low} of {name} is {options[low]:g}; it must be {rule} {high}, {options[high]:g}"
             )
+    for key in given:
+        for other, value in getattr(loss.options[key], "idle", ()):
+            if options[other] == (options[value] if isinstance(value, str) else value):
+                raise UserError(f"--loss {text}: {key} of {name} has no effect where {other} = {value}")
     return Term(name, loss.weight if weight is None else weight, options)
 
 
@@ -601,11 +630,12 @@ def _read(text: str, option: Number | Choice, what: str) -> Any:
 
 def _in_range(value: float, option: Number, what: str, where: str = "") -> float:
     """The value, an int where the option must be whole."""
-    if option.low <= value < option.high and not (option.whole and value != round(value)):
+    is_inside = option.low <= value < option.high or (option.closed and value == option.high)
+    if is_inside and not (option.whole and value != round(value)):
         return int(value) if option.whole else value
     whole = "a whole number, " if option.whole else ""
     low = "> 0" if option.low == _POSITIVE else f"at least {option.low:g}"
-    high = "finite" if option.high == math.inf else f"below {option.high:.4g}"
+    high = "finite" if option.high == math.inf else f"{'at most' if option.closed else 'below'} {option.high:.4g}"
     unit = f" ({option.unit})" if option.unit else ""
     raise UserError(f"{what} is {value:g}; {where}it must be {whole}{low} and {high}{unit}")
 

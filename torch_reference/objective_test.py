@@ -49,6 +49,9 @@ def as_given(word):
 def test_the_registry_is_the_tables_of_the_docs():
     rows = rows_of_the_docs()
     assert {*LOSSES, *ALIASES} == set(rows)
+    for name, row in rows.items():
+        assert row["source"], name
+        assert row["when to use"], name
     sections = {
         "classification": "Classification losses",
         "regulariser": "Regularisers",
@@ -94,6 +97,13 @@ def test_help_has_every_name_in_ascii():
     lines = describe().splitlines()
     assert [line.partition(":")[0] for line in lines] == [f"- {name}" for name in (*LOSSES, *ALIASES)]
     assert describe().isascii()
+
+
+def test_help_has_every_word_of_a_choice():
+    lines = {line.removeprefix("- ").partition(":")[0]: line for line in describe().splitlines()}
+    assert lines["triplet"].endswith(" [m=0.35, distance=angular|l2, mining=all|hard|semi_hard]")
+    assert lines["contrastive"].endswith(" [m=1.0, distance=l2|angular]")
+    assert lines["arcface"].endswith(" [m=0.5, filter=none]")
 
 
 # ---- the words of --loss
@@ -159,6 +169,25 @@ MISTAKES = [
     ),
     ("magface:low=0.9", "--loss magface:low=0.9: low of magface is 0.9; it must be below high, 0.8"),
     ("magface:longest=5", "--loss magface:longest=5: shortest of magface is 10; it must be below longest, 5"),
+    ("a_softmax:first=1", "--loss a_softmax:first=1: last of a_softmax is 5; it must be at most first, 1"),
+    (
+        "a_softmax:first=2,last=2,decay=1",
+        "--loss a_softmax:first=2,last=2,decay=1: decay of a_softmax has no effect where first = last",
+    ),
+    ("a_softmax:last=1,decay=0", "--loss a_softmax:last=1,decay=0: last of a_softmax has no effect where decay = 0"),
+    ("a_softmax:m=1,decay=1", "--loss a_softmax:m=1,decay=1: decay of a_softmax has no effect where m = 1"),
+    ("adaface:h=0,rate=0.5", "--loss adaface:h=0,rate=0.5: rate of adaface has no effect where h = 0"),
+    ("adaface:m=0,h=1", "--loss adaface:m=0,h=1: h of adaface has no effect where m = 0"),
+    (
+        "softmax+range:beta=0,margin=5",
+        "--loss softmax+range:beta=0,margin=5: margin of range has no effect where beta = 0",
+    ),
+    ("softmax+range:k=3,alpha=0", "--loss softmax+range:k=3,alpha=0: k of range has no effect where alpha = 0"),
+    (
+        "softmax+center:rate=1.5",
+        "--loss softmax+center:rate=1.5: rate of center is 1.5; it must be at least 0 and at most 1",
+    ),
+    ("circle:gamma=0", "--loss circle:gamma=0: gamma of circle is 0; it must be at least 0.001 and finite"),
 ]
 
 
@@ -183,6 +212,15 @@ def test_a_margin_that_does_not_fit(words, margin, message):
     with pytest.raises(UserError) as caught:
         parse(words, margin)
     assert str(caught.value).startswith(message)
+
+
+def test_the_ends_of_the_ranges():
+    for words in ("center:rate=1", "adaface:rate=1", "curricularface:rate=1"):
+        name, _, items = words.partition(":")
+        assert parse_with(name, items).terms[-1].options["rate"] == 1
+    # with these others would have no effect, but none of them is given
+    for words in ("a_softmax:first=7,last=7", "a_softmax:decay=0", "a_softmax:m=1", "adaface:h=0", "adaface:m=0"):
+        assert len(parse(words).terms) == 1
 
 
 # ---- the sum

@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from torch_reference.losses import bounded, checked_labels, inner_products, normalize
+from torch_reference import checks
+from torch_reference.losses import bounded, checked_labels, inner_products, normalize, squared_distances
 from torch_reference.margins import angles
 
 _DISTANCES = ("l2", "angular")
@@ -27,23 +28,24 @@ def contrastive_loss(embeddings: Tensor, labels: Tensor, m: float = 1.0, distanc
     Args:
       embeddings: [B, D], any float dtype; only their direction counts.
       labels: [B], integers.
-      m: the margin, in the unit of the distance.
+      m: the margin, >= 0, in the unit of the distance.
       distance: `"l2"`, d^2 = max(0, 2 - 2 c); or `"angular"`, d = arccos(c). At d = 0 the second part has no gradient.
 
     Returns:
       A scalar, float32 (float64 for float64).
 
     Raises:
-      ValueError: shapes that do not fit, or an unknown distance.
+      ValueError: shapes that do not fit, an unknown distance, or an m that is negative or not finite.
       TypeError: labels that are not integers.
 
     >>> x, y = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]]), torch.tensor([0, 0, 1])
     >>> contrastive_loss(x, y, m=2.0)  # d = sqrt(2), 2, sqrt(2): 2 / 2 + (2 - sqrt(2))^2 / 2 / 2
     tensor(1.0858)
     """
+    checks.at_least_zero(m=m)
     cosine, positive, negative = _pairs(embeddings, labels)
     if _known("distance", distance, _DISTANCES) == "l2":
-        squared = F.relu(2 - 2 * cosine)
+        squared = squared_distances(cosine)
         d = torch.where(squared > 0, squared, 1.0).sqrt()
     else:
         d = angles(cosine)
@@ -57,12 +59,13 @@ def triplet_loss(
 ) -> Tensor:
     """The triplet loss: the mean of max(0, d(a, p) + m - d(a, n)) over triplets of the batch.
 
-    FaceNet (Schroff et al., CVPR 2015), and with angles ArcFace (Deng et al., CVPR 2019), section 3.2.
+    FaceNet (Schroff et al., CVPR 2015) with squared distances and m = 0.2; ArcFace (Deng et al., CVPR 2019), section
+    2.3, with angles and, in its table 2, m = 0.35.
 
     Args:
       embeddings: [B, D], any float dtype; only their direction counts.
       labels: [B], integers.
-      m: the margin, in the unit of the distance.
+      m: the margin, >= 0, in the unit of the distance.
       distance: `"angular"`, d = arccos(c); or `"l2"`, FaceNet's squared distance max(0, 2 - 2 c).
       mining: `"all"` triplets, the mean being over those with a positive loss (Hermans et al. 2017); `"hard"`, for each
         anchor with a positive and a negative its farthest positive and its nearest negative; or `"semi_hard"`, for each
@@ -72,15 +75,16 @@ def triplet_loss(
       A scalar, float32 (float64 for float64); 0 where there is no triplet.
 
     Raises:
-      ValueError: shapes that do not fit, or an unknown distance or mining.
+      ValueError: shapes that do not fit, an unknown distance or mining, or an m that is negative or not finite.
       TypeError: labels that are not integers.
 
     >>> x, y = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]]), torch.tensor([0, 0, 1])
     >>> triplet_loss(x, y, m=0.5)  # of max(0, pi/2 + 0.5 - pi) and max(0, pi/2 + 0.5 - pi/2), one is positive
     tensor(0.5000)
     """
+    checks.at_least_zero(m=m)
     cosine, positive, negative = _pairs(embeddings, labels)
-    d = angles(cosine) if _known("distance", distance, _DISTANCES) == "angular" else F.relu(2 - 2 * cosine)
+    d = angles(cosine) if _known("distance", distance, _DISTANCES) == "angular" else squared_distances(cosine)
     if _known("mining", mining, _MININGS) == "hard":
         anchor = positive.any(dim=1) & negative.any(dim=1)
         to_positive = _largest(d, positive)[anchor]
@@ -109,20 +113,21 @@ def circle_loss(embeddings: Tensor, labels: Tensor, m: float = 0.25, gamma: floa
     Args:
       embeddings: [B, D], any float dtype; only their direction counts.
       labels: [B], integers.
-      m: the margin, in units of cosine.
-      gamma: the scale.
+      m: the margin, >= 0, in units of cosine.
+      gamma: the scale, >= 0.
 
     Returns:
       A scalar, float32 (float64 for float64); 0 where there is no such anchor.
 
     Raises:
-      ValueError: shapes that do not fit.
+      ValueError: shapes that do not fit, or a parameter out of range.
       TypeError: labels that are not integers.
 
     >>> x, y = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]]), torch.tensor([0, 0, 1])
     >>> circle_loss(x, y, m=0.0, gamma=1.0)  # c_p = 0, c_n = -1 and 0: log(1 + e^0 e^1), twice
     tensor(1.3133)
     """
+    checks.at_least_zero(m=m, gamma=gamma)
     c, positive, negative = _pairs(embeddings, labels)
     anchor = positive.any(dim=1) & negative.any(dim=1)
     c, positive, negative = c[anchor], positive[anchor], negative[anchor]
@@ -152,19 +157,21 @@ def multi_similarity_loss(
       labels: [B], integers.
       alpha, beta: scales of positives and of negatives, > 0.
       base: the cosine that both are compared with.
-      epsilon: how far easy pairs may be from the hardest and still count.
+      epsilon: how far easy pairs may be from the hardest and still count, >= 0.
 
     Returns:
       A scalar, float32 (float64 for float64).
 
     Raises:
-      ValueError: shapes that do not fit.
+      ValueError: shapes that do not fit, or a parameter out of range.
       TypeError: labels that are not integers.
 
     >>> x, y = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]]), torch.tensor([0, 0, 1])
     >>> multi_similarity_loss(x, y, alpha=1.0, beta=1.0, base=0.0)  # only the second anchor's pairs count: 2 log(2) / 3
     tensor(0.4621)
     """
+    checks.positive(alpha=alpha, beta=beta)
+    checks.at_least_zero(epsilon=epsilon)
     c, positive, negative = _pairs(embeddings, labels)
     anchor = (positive.any(dim=1) & negative.any(dim=1)).unsqueeze(1)
     hard_positive = anchor & positive & (c < _largest(c, negative).unsqueeze(1) + epsilon)
@@ -188,13 +195,14 @@ def supcon_loss(embeddings: Tensor, labels: Tensor, tau: float = 0.1) -> Tensor:
       A scalar, float32 (float64 for float64); 0 where no class has two examples.
 
     Raises:
-      ValueError: shapes that do not fit.
+      ValueError: shapes that do not fit, or a parameter out of range.
       TypeError: labels that are not integers.
 
     >>> x, y = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]]), torch.tensor([0, 0, 1])
     >>> supcon_loss(x, y, tau=1.0)  # the mean of log(e^0 + e^-1) and log(e^0 + e^0)
     tensor(0.5032)
     """
+    checks.positive(tau=tau)
     c, positive, negative = _pairs(embeddings, labels)
     anchor = positive.any(dim=1)
     c, positive, negative = c[anchor], positive[anchor], negative[anchor]
@@ -212,23 +220,24 @@ def marginal_loss(embeddings: Tensor, labels: Tensor, theta: float = 1.2, xi: fl
     Args:
       embeddings: [B, D], any float dtype; only their direction counts.
       labels: [B], integers.
-      theta: the squared distance between near and far.
-      xi: the margin to either side of it.
+      theta: the squared distance between near and far, >= 0.
+      xi: the margin to either side of it, >= 0.
 
     Returns:
       A scalar, float32 (float64 for float64); 0 for a batch of one.
 
     Raises:
-      ValueError: shapes that do not fit.
+      ValueError: shapes that do not fit, or a parameter out of range.
       TypeError: labels that are not integers.
 
     >>> x, y = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]]), torch.tensor([0, 0, 1])
     >>> marginal_loss(x, y, theta=1.5, xi=0.25)  # of one class 0.25 - (1.5 - 2), of others 0.25 + (1.5 - 4 or 2): / 3
     tensor(0.2500)
     """
+    checks.at_least_zero(theta=theta, xi=xi)
     cosine, positive, negative = _pairs(embeddings, labels)
     t = torch.where(positive, 1.0, -1.0).to(cosine.dtype)
-    return _mean(F.relu(xi - t * (theta - F.relu(2 - 2 * cosine))), positive | negative)
+    return _mean(F.relu(xi - t * (theta - squared_distances(cosine))), positive | negative)
 
 
 def range_loss(
@@ -243,23 +252,23 @@ def range_loss(
     Args:
       embeddings: [B, D], any float dtype; their length counts. Entries beyond +-2^40 count as that.
       labels: [B], integers.
-      k: the number of distances of each class, at least 1.
-      alpha, beta: weights of the two parts.
-      margin: the squared distance that class means are to have.
+      k: the number of distances of each class, a whole number, at least 1.
+      alpha, beta: weights of the two parts, >= 0.
+      margin: the squared distance that class means are to have, >= 0.
 
     Returns:
       A scalar, float32 (float64 for float64).
 
     Raises:
-      ValueError: shapes that do not fit, or k below 1.
+      ValueError: shapes that do not fit, or a parameter out of range.
       TypeError: labels that are not integers.
 
     >>> x, y = torch.tensor([[0.0], [1.0], [3.0], [10.0]]), torch.tensor([0, 0, 0, 1])
     >>> range_loss(x, y, alpha=1.0, beta=1.0, margin=100.0)  # 2 / (1/9 + 1/4) + 100 - (10 - 4/3)^2
     tensor(30.4273)
     """
-    if k < 1:
-        raise ValueError(f"k is {k}; it must be at least 1")
+    checks.whole(k=k)
+    checks.at_least_zero(alpha=alpha, beta=beta, margin=margin)
     labels = _checked(embeddings, labels)
     x = bounded(embeddings)
     classes = [x[labels == label] for label in labels.unique()]

@@ -9,7 +9,15 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from torch_reference.losses import bounded, check_shapes, checked_labels, inner_products, normalize, widened
+from torch_reference.losses import (
+    bounded,
+    check_shapes,
+    checked_labels,
+    inner_products,
+    normalize,
+    squared_distances,
+    widened,
+)
 from torch_reference.margins import angles
 
 _NEAREST = 2.0**-20  # the squared distance that nearer prototypes count as in the energy
@@ -133,9 +141,11 @@ def hyperspherical_energy(prototypes: Tensor, labels: Tensor, block_size: int = 
     >>> hyperspherical_energy(torch.tensor([[1.0, 0.0], [0.0, 2.0], [-3.0, 0.0]]), torch.tensor([0]))  # (1/2 + 1/4) / 2
     tensor(0.3750)
     """
-    return _mean_over_other_classes(
-        lambda cosine: 1 / (2 - 2 * cosine).clamp(min=_NEAREST), prototypes, labels, block_size
-    )
+    return _mean_over_other_classes(_energy, prototypes, labels, block_size)
+
+
+def _energy(cosine: Tensor) -> Tensor:
+    return 1 / squared_distances(cosine).clamp(min=_NEAREST)
 
 
 def _mean_over_other_classes(

@@ -45,26 +45,26 @@ def _floor(options: argparse.Namespace) -> Step:
     size = min(options.block_size or default_block_size(x, w), len(w))
     blocks = len(w) // size
 
-    def block(k: Any) -> Any:
-        return jax.lax.dynamic_slice_in_dim(w, k * size, size)
-
-    def forwards(k: Any, total: Any) -> Any:
-        return total + (block(k) @ x.T).max(axis=0)
-
-    def backwards(k: Any, so_far: tuple) -> tuple:
-        d_x_t, d_w = so_far
-        c = block(k) @ x.T
-        return d_x_t + block(k).T @ c, jax.lax.dynamic_update_slice_in_dim(d_w, c @ x, k * size, axis=0)
-
     @jax.jit
-    def products() -> tuple:
+    def products(x: Any, w: Any) -> tuple:
+        def block(k: Any) -> Any:
+            return jax.lax.dynamic_slice_in_dim(w, k * size, size)
+
+        def forwards(k: Any, total: Any) -> Any:
+            return total + (block(k) @ x.T).max(axis=0)
+
+        def backwards(k: Any, so_far: tuple) -> tuple:
+            d_x_t, d_w = so_far
+            c = block(k) @ x.T
+            return d_x_t + block(k).T @ c, jax.lax.dynamic_update_slice_in_dim(d_w, c @ x, k * size, axis=0)
+
         total = jax.lax.fori_loop(0, blocks, forwards, jnp.zeros(len(x)))
         return total, *jax.lax.fori_loop(0, blocks, backwards, (jnp.zeros_like(x.T), jnp.zeros_like(w)))
 
-    compiled = products.lower().compile()
+    compiled = products.lower(x, w).compile()
 
     def step() -> float:
-        jax.block_until_ready(compiled())
+        jax.block_until_ready(compiled(x, w))
         return math.nan
 
     return step
@@ -112,9 +112,9 @@ def _torch(options: argparse.Namespace, compile: bool = False) -> Step:
     loss_of = torch.compile(of_vectors) if compile else of_vectors
 
     def step() -> float:
-        x.grad = w.grad = None
         loss = loss_of(x, w, labels)
         loss.backward()
+        x.grad = w.grad = None
         return loss.item()
 
     return step
@@ -130,9 +130,9 @@ def _metric_learning(options: argparse.Namespace) -> Step:
     head.W.data = w.T.contiguous()
 
     def step() -> float:
-        x.grad = head.W.grad = None
         loss = head(x, labels)
         loss.backward()
+        x.grad = head.W.grad = None
         return loss.item()
 
     return step

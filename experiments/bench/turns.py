@@ -40,8 +40,8 @@ class Row(NamedTuple):
     Args:
       milliseconds, smallest, largest: of a run: the median over the turns, and the extremes.
       ratio: the median, over the turns, of its time over the reference's.
-      first_seconds: from the process's first line to the end of the first run: imports, inputs, compiling.
-      mebibytes: by how much the peak of its resident memory grew over what inputs and compiled program take.
+      first_seconds: until the end of the first run: importing JAX or PyTorch, making inputs, compiling.
+      mebibytes: by how much the peak of its resident memory grows in a run, over what it takes between runs.
       value: what its step returned first, None for NaN.
     """
 
@@ -143,12 +143,14 @@ def work(contender: Contender, options: argparse.Namespace, stdin: IO[str] | Non
     """What a contender's process does: a first run, then one for each line on standard input; answers in JSON lines."""
     start = time.perf_counter()
     step = contender.make(options)
+    value = step()
+    first_seconds = time.perf_counter() - start
+    step()  # JAX lets go of the numpy arrays that its inputs were made from in a later call
     forget = Path("/proc/self/clear_refs")
     if forget.exists():
         forget.write_text("5")  # how much was needed on the way here
     before = _peak_mebibytes()
-    value = step()
-    _say(first_seconds=time.perf_counter() - start, value=value if math.isfinite(value) else None)
+    _say(first_seconds=first_seconds, value=value if math.isfinite(value) else None)
     for _ in sys.stdin if stdin is None else stdin:
         start = time.perf_counter()
         step()
