@@ -141,7 +141,7 @@ def markdown(rows: list[dict[str, Any]]) -> str:
             + " | ".join(f"{r[name]:.1f}" for name in ANGLES)
             + " |"
         )
-    notes = [f"{name.replace('w_', 'W-')}: {text}" for name, text in ANGLES.items()]
+    notes = [f"{name.replace('w_ec', 'W-EC').replace('w_', 'W-')}: {text}" for name, text in ANGLES.items()]
     return "\n".join([*lines, "", f"Angles in degrees. {'; '.join(notes)}.", ""])
 
 

@@ -103,7 +103,7 @@ def table(result: Mapping[str, Any]) -> str:
             f"{name:<36} {row.milliseconds:>10.1f} {f'{row.smallest:.1f} to {row.largest:.1f}':>22} {row.ratio:>6.2f} "
             f"{row.mebibytes:>7.0f} {row.first_seconds:>8.1f}"
         )
-    lines.append(f"ratio: of {result['reference']}; MiB: growth of the peak memory; first s: until the first run's end")
+    lines.append(f"ratio: of {result['reference']}; MiB: the process's peak memory; first s: until the first run's end")
     return "\n".join(lines)
 
 

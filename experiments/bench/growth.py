@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from experiments._machine import machine
-from experiments.bench import RESULTS, head, run_named
+from experiments.bench import RESULTS, run_named
 
 CONTENDERS = ("JAX, fused", "JAX, dense", "PyTorch, dense")
 DIMENSION = 128
@@ -82,15 +82,15 @@ def draw(result: dict[str, Any], path: Path) -> None:
         ]
         x = np.array([p[axis] for p in points], float)
         for row, (field, label) in enumerate(
-            (("milliseconds", "time, ms"), ("mebibytes", "peak memory beyond the inputs, MiB"))
+            (("milliseconds", "time, ms"), ("mebibytes", "peak memory of the process, MiB"))
         ):
             for contender, marker in zip(CONTENDERS, "osD", strict=True):
-                y = np.array([max(p["rows"][contender][field], 1.0 if row else 1e-3) for p in points])
+                y = np.array([p["rows"][contender][field] for p in points])
                 axes[row, column].loglog(x, y, marker=marker, label=f"{contender}: slope {slope(x, y):.2f}")
             axes[row, column].set(xlabel=name, ylabel=label)
             axes[row, column].grid(True, which="major", alpha=0.3)
             axes[row, column].legend(fontsize=8)
-    figure.suptitle(f"{head.__name__.rsplit('.', 1)[-1].title()}: loss and gradients, D = {DIMENSION}, float32, CPU")
+    figure.suptitle(f"ArcFace head: loss and gradients, D = {DIMENSION}, float32, on a CPU")
     path.parent.mkdir(exist_ok=True)
     figure.savefig(path, dpi=150)
     plt.close(figure)

@@ -41,7 +41,7 @@ class Row(NamedTuple):
       milliseconds, smallest, largest: of a run: the median over the turns, and the extremes.
       ratio: the median, over the turns, of its time over the reference's.
       first_seconds: until the end of the first run: importing JAX or PyTorch, making inputs, compiling.
-      mebibytes: by how much the peak of its resident memory grows in a run, over what it takes between runs.
+      mebibytes: the peak of its resident memory while it runs: the interpreter, JAX or PyTorch, inputs and all.
       value: what its step returned first, None for NaN.
     """
 
@@ -149,13 +149,12 @@ def work(contender: Contender, options: argparse.Namespace, stdin: IO[str] | Non
     forget = Path("/proc/self/clear_refs")
     if forget.exists():
         forget.write_text("5")  # how much was needed on the way here
-    before = _peak_mebibytes()
     _say(first_seconds=first_seconds, value=value if math.isfinite(value) else None)
     for _ in sys.stdin if stdin is None else stdin:
         start = time.perf_counter()
         step()
         _say(milliseconds=1e3 * (time.perf_counter() - start))
-    _say(mebibytes=_peak_mebibytes() - before)
+    _say(mebibytes=_peak_mebibytes())
 
 
 def _say(**answer: float | None) -> None:
