@@ -33,7 +33,7 @@ from jax_arcface.margins import Margin, target_cosine
 
 _MIB = 2**20
 # From so many cosines on, B x C x K, the fused loss takes less time than the dense one (docs/performance.md).
-MANY_COSINES = 2**20
+MANY_COSINES = 2**21
 _Carry = TypeVar("_Carry")
 
 
