@@ -169,7 +169,7 @@ def test_replicas_and_margins(tmp_path, capsys):
         ("a_softmax", {"margin_warmup_epochs": 0.0}),
         ("magface", {"margin_warmup_epochs": 3}),
         ("subcenter", {"margin_warmup_epochs": 3, "subcenters": 3}),
-        ("triplet+supcon", {"margin_warmup_epochs": 0.0, "classes_per_batch": 8}),
+        ("triplet+supcon", {"margin_warmup_epochs": 0.0, "classes_per_batch": 8, "clip_norm": 1.0}),
         ("arcface+triplet", {"margin_warmup_epochs": 3, "classes_per_batch": 0}),
     ],
 )

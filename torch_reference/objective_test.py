@@ -31,9 +31,9 @@ def rows_of_the_docs():
     for line in DOCS.read_text().splitlines():
         cells = [cell.strip() for cell in re.split(r"(?<!\\)\|", line.strip("|"))] if line.startswith("| ") else []
         section = line.removeprefix("## ") if line.startswith("## ") else section
-        if cells and cells[0] == "name":
-            titles = cells
-        elif cells and cells[0].startswith("`"):
+        if cells and not cells[0].startswith("`"):
+            titles = cells if cells[0] == "name" else []
+        elif cells and titles:
             for name in re.findall(r"`(\w+)`", cells[0]):
                 rows[name] = dict(zip(titles, cells, strict=True)) | {"section": section}
     return {name: row for name, row in rows.items() if row["section"] != "Functions"}
