@@ -61,6 +61,7 @@ def test_defaults_that_follow_from_the_loss():
     assert configs.from_dict({"loss": "magface"}).margin_warmup_epochs == 3
     assert configs.recipe("mnist", "subcenter").subcenters == 3
     assert configs.recipe("mnist", "triplet").classes_per_batch == 8
+    assert configs.recipe("mnist", "triplet").clip_norm == 1
     assert configs.recipe("mnist", "arcface+triplet").classes_per_batch == 0
 
 
