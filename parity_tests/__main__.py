@@ -6,12 +6,19 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 
+from jax_arcface.errors import UserError, nearest
+from jax_arcface.training import Diverged as JaxDiverged
 from parity_tests import planted
 from parity_tests.cases import PAIRS, Case, Result, Unavailable, all_cases
-from parity_tests.report import describe_bound, markdown, summary, write_json
+from parity_tests.report import describe_bound, make_folder, markdown, summary, write_json
+from torch_reference.errors import UserError as TorchUserError
+from torch_reference.training import Diverged as TorchDiverged
+
+_PARITY = Path("runs/parity")
 
 
 def measure(cases: Sequence[Case]) -> tuple[list[Result], dict[str, str]]:
@@ -38,9 +45,9 @@ def measure(cases: Sequence[Case]) -> tuple[list[Result], dict[str, str]]:
 
 def table(out: Path, cases: Sequence[Case]) -> int:
     """Measures the cases, prints and writes their table; the exit status."""
+    make_folder(out)
     results, skipped = measure(cases)
     missed = [result for result in results if not result.passed]
-    out.mkdir(parents=True, exist_ok=True)
     (out / "parity.md").write_text(markdown(results, skipped))
     write_json(out / "parity.json", {"results": [vars(result) for result in results], "left out": skipped})
     print("", *summary(results), sep="\n")
@@ -50,8 +57,55 @@ def table(out: Path, cases: Sequence[Case]) -> int:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command line; the exit status."""
-    parser = argparse.ArgumentParser(
+    """Runs the command line.
+
+    Returns:
+      The exit status: 0; 1 where a bound is missed, or a planted error is; 2 for a user's mistake, told in one line on
+      standard error.
+    """
+    try:
+        return _run(_parser().parse_args(arguments))
+    except (UserError, TorchUserError, Unavailable, JaxDiverged, TorchDiverged) as error:
+        print(f"parity_tests: {error}", file=sys.stderr)
+        return 2
+
+
+def _run(options: argparse.Namespace) -> int:
+    torch.set_num_threads(1)  # as in the tests
+    if options.command is not None:
+        for name in ("out", "only", "cases"):
+            if getattr(options, name) is not None:
+                right = "give it after" if name == "out" else "leave it out"
+                raise UserError(f"--{name} has no effect before {options.command}: {right}")
+    if options.command == "trace":
+        from parity_tests.trace import draw
+
+        print(f"written to {draw(options.config, options.steps, options.folder)}")
+        return 0
+    if options.command == "planted":
+        return planted.run(options.folder)
+    cases = all_cases(options.only or (), options.cases or ())
+    for text in options.cases or ():
+        if not any(text in str(case) for case in cases):
+            raise UserError(f"no case has {text!r} in its name")
+    return table(options.out or _PARITY, cases)
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse with one line for a mistake."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message.removeprefix('argument ')}; see --help")
+
+
+def _pair(word: str) -> str:
+    if word not in PAIRS:
+        raise argparse.ArgumentTypeError(f"there is no pair {word!r}: {nearest(word, tuple(PAIRS))}")
+    return word
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
         prog="python -m parity_tests",
         description="Measures how far jax_arcface and torch_reference are apart, and prints it as a table. "
         "The exit status is 1 where a bound is missed.",
@@ -59,15 +113,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--out",
         type=Path,
-        default=Path("runs/parity"),
-        help="folder for parity.md and parity.json (default: runs/parity, beside the trainings' run directories)",
+        help=f"folder for parity.md and parity.json (default: {_PARITY}, beside the trainings' run directories)",
     )
-    parser.add_argument(
-        "--only", nargs="+", choices=list(PAIRS), default=[], metavar="PAIR", help=f"these alone: {', '.join(PAIRS)}"
-    )
-    parser.add_argument(
-        "--cases", nargs="+", default=[], metavar="TEXT", help="those of them whose names hold one of these texts"
-    )
+    parser.add_argument("--only", nargs="+", type=_pair, metavar="PAIR", help=f"these alone: {', '.join(PAIRS)}")
+    parser.add_argument("--cases", nargs="+", metavar="TEXT", help="those of them whose names hold one of these texts")
     commands = parser.add_subparsers(dest="command", metavar="{trace,planted}")
     trace = commands.add_parser("trace", help="train both in lockstep and draw how far apart they are")
     trace.add_argument(
@@ -80,7 +129,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     trace.add_argument("--steps", type=int, default=200, help="training steps (default: 200)")
     trace.add_argument(
         "--out",
-        dest="figures",
+        dest="folder",
         type=Path,
         default=Path("figures"),
         help="folder for parity_trajectory.png (default: figures)",
@@ -91,29 +140,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     planting.add_argument(
         "--out",
+        dest="folder",
         type=Path,
-        default=argparse.SUPPRESS,
-        help="folder for planted.md and planted.json (default: runs/parity)",
+        default=_PARITY,
+        help=f"folder for planted.md and planted.json (default: {_PARITY})",
     )
-    options = parser.parse_args(arguments)
-    torch.set_num_threads(1)  # as in the tests
-    if options.command is None:
-        cases = all_cases(options.only, options.cases)
-        if not cases:
-            parser.error(f"no case has any of {options.cases} in its name")
-        return table(options.out, cases)
-    if options.command == "planted":
-        return planted.run(options.out)
-    from parity_tests.trace import draw
-
-    if options.steps < 1:
-        parser.error(f"--steps is {options.steps}; it must be at least 1")
-    try:
-        print(f"written to {draw(options.config, options.steps, options.figures)}")
-    except (ValueError, Unavailable) as error:
-        print(f"python -m parity_tests trace: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return parser
 
 
 if __name__ == "__main__":

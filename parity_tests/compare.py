@@ -75,10 +75,15 @@ def difference(name: str, actual: Any, reference: Any, bound: float = 0.0, large
       largest: what errors are relative to, in place of the largest magnitude in the reference; for an array that is
         zero but for rounding.
 
+    Raises:
+      TypeError: complex numbers, whose real and imaginary parts are two arrays.
+
     >>> difference("x", np.array([1.0, 2.0]), np.array([1.0, 4.0])).relative
     0.5
     """
     actual, reference = np.asarray(actual), np.asarray(reference)
+    if np.iscomplexobj(actual) or np.iscomplexobj(reference):
+        raise TypeError(f"{name} is complex; compare its real and its imaginary part")
     dtype = str(reference.dtype)
     infinite = functools.partial(Difference, name, dtype, np.inf, np.inf, np.inf)
     if actual.shape != reference.shape:
@@ -159,7 +164,7 @@ class Report:
     Args:
       differences: of each output, then of each gradient.
       bound: the largest relative error at which two arrays still agree; None is 64 times the rounding unit of each
-        array's dtype, and 4 times that of bfloat16.
+        array's dtype, and 4 times that of bfloat16 and float16.
     """
 
     differences: tuple[Difference, ...]
@@ -199,15 +204,17 @@ class Report:
 def _bound(dtype: str, bound: float | None) -> float:
     if bound is not None:
         return bound
-    units = 4 if dtype == "bfloat16" else 64  # 64 of bfloat16's are half of the number
-    return units * float(jnp.finfo(dtype).eps) if "float" in dtype else 0.0
+    if "float" not in dtype:
+        return 0.0
+    numbers = jnp.finfo(dtype)
+    return (4 if numbers.bits <= 16 else 64) * float(numbers.eps)  # 64 of bfloat16's are half of the number
 
 
 def compare(
     jax_function: Callable[..., Any],
     torch_function: Callable[..., Any],
     *inputs: Any,
-    argnums: Sequence[int] | None = None,
+    argnums: int | Sequence[int] | None = None,
     bound: float | None = None,
     seed: int = 0,
 ) -> Report:
@@ -220,21 +227,29 @@ def compare(
     are. NaN or an infinity on one side is an infinite error.
 
     bfloat16 is compared as it is, by the float32 number that each of its numbers is. Its ulp are coarse, 1 / 128 in
-    [1, 2), and so is its bound: 4 of its rounding units of 1 / 128, since 64 would be half of the number.
+    [1, 2), and so is its bound: 4 of its rounding units of 1 / 128, since 64 would be half of the number. float16 has 4
+    of its units, 1 / 1024, too.
 
     Args:
-      jax_function: takes JAX arrays and gives one, or a tuple or dict of them. It is jitted.
-      torch_function: takes tensors and gives as many.
-      inputs: numpy arrays (or numbers), the same for both; `array.astype(jnp.bfloat16)` is bfloat16. In float64 where
-        one of them is float64: JAX's 64-bit mode is on for this call alone.
-      argnums: the inputs that gradients are taken of; all that are floating-point where None, none where empty.
+      jax_function: takes JAX arrays and gives one, or dicts, lists and tuples of them, nested or not; None stands for
+        no array. It is jitted, anew in each call.
+      torch_function: takes tensors and gives as many. Of a complex output the real and the imaginary part are compared.
+      inputs: numpy arrays (or numbers), the same for both, or dicts, lists and tuples of them, such as parameters by
+        name; `array.astype(jnp.bfloat16)` is bfloat16. In float64 where one of them is float64 or complex128: JAX's
+        64-bit mode is on for this call alone.
+      argnums: the inputs that gradients are taken of, as `jax.grad` counts them; all where None, none where empty. Of
+        each, the floating-point arrays are meant: for complex ones the two frameworks' gradients are conjugates.
       bound: the largest relative error (relative to the reference's largest element) at which they still agree; where
-        None, 64 times the rounding unit of the dtype (4 times for bfloat16).
+        None, 64 times the rounding unit of the dtype (4 times for bfloat16 and float16).
       seed: of the random arrays.
 
     Returns:
-      A `Report`: absolute, relative and ulp errors of each output and gradient, PyTorch's being the reference, and the
-      first place where they part.
+      A `Report`: absolute, relative and ulp errors of each output, then of each gradient, PyTorch's being the
+      reference, and the first place where they part. An array in a dict, list or tuple is named by its path,
+      `output['w'][0]`.
+
+    Raises:
+      ValueError: `argnums` of no input, or of one without a floating-point array; or outputs without a number.
 
     >>> import jax, torch, numpy as np
     >>> x = np.linspace(-2, 2, 5)
@@ -246,19 +261,53 @@ def compare(
     output      float64  absolute 0.00015 relative 7.8e-05 ulp 6.9e+11 bound 1.4e-14 PARTS
     gradient 0  float64  absolute 0.00093 relative 0.00062 ulp 4.2e+12 bound 1.4e-14 PARTS
     """
-    arrays = [np.asarray(value) for value in inputs]
+    arrays = jax.tree.map(np.asarray, inputs)
+    numbers = _argnums(argnums, arrays)
+    here = _jax_arrays(_jax_values_and_gradients(jax_function, numbers, seed), arrays)
+    there = torch_side(torch_function, arrays, numbers, seed)
+    if not any(array.size for side in (here, there) for name, array in side.items() if not _is_gradient(name)):
+        raise ValueError("neither function gives a number: there is nothing to compare")
+    # what PyTorch has none of would come last
+    found = sorted(differences(here, there, bound), key=lambda d: _is_gradient(d.name))
+    return Report(tuple(found), bound)
+
+
+def _argnums(argnums: int | Sequence[int] | None, arrays: Sequence[Any]) -> tuple[int, ...]:
+    """Each input that gradients are taken of, counted from the first."""
     if argnums is None:
-        argnums = [number for number, value in enumerate(arrays) if _is_floating(value)]
-    reference = torch_side(torch_function, arrays, argnums, seed)
-    return Report(tuple(differences(jax_side(jax_function, arrays, argnums, seed), reference, bound)), bound)
+        return tuple(range(len(arrays)))
+    found = []
+    for given in [argnums] if isinstance(argnums, int) else argnums:
+        if not -len(arrays) <= given < len(arrays):
+            raise ValueError(f"argnums has {given}, but there are {len(arrays)} inputs")
+        if not any(map(_is_floating, jax.tree.leaves(arrays[given]))):
+            raise ValueError(f"argnums has {given}, an input without a floating-point array")
+        found.append(given % len(arrays))
+    return tuple(dict.fromkeys(found))
 
 
-def _named(outputs: Any) -> dict[str, Any]:
-    if isinstance(outputs, Mapping):
-        return {f"output {name}": value for name, value in outputs.items()}
-    if isinstance(outputs, tuple | list):
-        return {f"output {number}": value for number, value in enumerate(outputs)}
-    return {"output": outputs}
+def _named(name: str, tree: Any) -> dict[str, Any]:
+    """What is in nested dicts, lists and tuples, by its path."""
+    if tree is None:
+        return {}
+    if not isinstance(tree, Mapping | list | tuple):
+        return {name: tree}
+    items = tree.items() if isinstance(tree, Mapping) else enumerate(tree)
+    return {path: leaf for key, part in items for path, leaf in _named(f"{name}[{key!r}]", part).items()}
+
+
+def _outputs(outputs: Any, array: Callable[[Any], Any]) -> dict[str, Any]:
+    """The outputs' arrays by name, a complex one as its real and its imaginary part."""
+    found: dict[str, Any] = {}
+    for name, leaf in _named("output", outputs).items():
+        value = array(leaf)
+        is_complex = "complex" in str(value.dtype)
+        found |= {f"{name}.real": value.real, f"{name}.imag": value.imag} if is_complex else {name: value}
+    return found
+
+
+def _is_gradient(name: str) -> bool:
+    return name.startswith("gradient")
 
 
 def direction(name: str, shape: tuple[int, ...], seed: int) -> np.ndarray:
@@ -269,57 +318,63 @@ def direction(name: str, shape: tuple[int, ...], seed: int) -> np.ndarray:
     return np.random.default_rng([seed, *name.encode()]).uniform(0.5, 1.5, shape)
 
 
-@functools.cache
 def _jax_values_and_gradients(function: Callable[..., Any], argnums: tuple[int, ...], seed: int) -> Callable[..., Any]:
-    def weighted(chosen: Sequence[Any], rest: Sequence[Any]) -> tuple[Any, dict[str, Any]]:
-        both = dict(zip(argnums, chosen, strict=True))
-        others = iter(rest)
-        outputs = _named(function(*(both[n] if n in both else next(others) for n in range(len(both) + len(rest)))))
-        outputs = {name: jnp.asarray(value) for name, value in outputs.items()}
+    def weighted(*inputs: Any) -> tuple[Any, dict[str, Any]]:
+        outputs = _outputs(function(*inputs), jnp.asarray)
         # integer outputs have values, but no gradients
-        floating = {name: value for name, value in outputs.items() if jnp.issubdtype(value.dtype, jnp.floating)}
+        floating = {name: value for name, value in outputs.items() if _is_floating(value)}
         total = sum((jnp.sum(v * jnp.asarray(direction(n, v.shape, seed), v.dtype)) for n, v in floating.items()), 0.0)
         return total, outputs
 
-    def both(chosen: Sequence[Any], rest: Sequence[Any]) -> tuple[dict[str, Any], Sequence[Any]]:
+    def both(*inputs: Any) -> dict[str, Any]:
         if not argnums:
-            return weighted(chosen, rest)[1], ()
-        gradients, outputs = jax.grad(weighted, has_aux=True)(chosen, rest)
-        return outputs, gradients
+            return weighted(*inputs)[1]
+        gradients, results = jax.grad(weighted, argnums, has_aux=True, allow_int=True)(*inputs)
+        for number, gradient in zip(argnums, gradients, strict=True):
+            named = _named(f"gradient {number}", gradient)
+            results |= {name: value for name, value in named.items() if _is_floating(value)}
+        return results
 
     return jax.jit(both)
 
 
+_compiled = functools.cache(_jax_values_and_gradients)
+
+
+def _jax_arrays(compiled: Callable[..., Any], inputs: Sequence[Any]) -> dict[str, np.ndarray]:
+    wide = any(array.dtype in (np.float64, np.complex128) for array in jax.tree.leaves(inputs))
+    with jax.enable_x64(wide):
+        return {name: np.asarray(value) for name, value in compiled(*inputs).items()}
+
+
 def jax_side(
-    function: Callable[..., Any], arrays: Sequence[np.ndarray], argnums: Sequence[int], seed: int = 0
+    function: Callable[..., Any], inputs: Sequence[Any], argnums: Sequence[int], seed: int = 0
 ) -> dict[str, np.ndarray]:
-    """A JAX function's outputs and gradients by name, as `compare` takes them."""
-    with jax.enable_x64(any(array.dtype == np.float64 for array in arrays)):
-        chosen = [jnp.asarray(arrays[number]) for number in argnums]
-        rest = [jnp.asarray(array) for number, array in enumerate(arrays) if number not in argnums]
-        outputs, gradients = _jax_values_and_gradients(function, tuple(argnums), seed)(chosen, rest)
-        named = {f"gradient {n}": g for n, g in zip(argnums, gradients, strict=True)}
-        return {name: np.asarray(value) for name, value in (outputs | named).items()}
+    """A JAX function's outputs and gradients by name, as `compare` takes them; compiled once: it must stay the same."""
+    return _jax_arrays(_compiled(function, tuple(argnums), seed), inputs)
 
 
 def torch_side(
-    function: Callable[..., Any], arrays: Sequence[np.ndarray], argnums: Sequence[int], seed: int = 0
+    function: Callable[..., Any], inputs: Sequence[Any], argnums: Sequence[int], seed: int = 0
 ) -> dict[str, np.ndarray]:
     """A PyTorch function's outputs and gradients by name, as `compare` takes them."""
-    tensors = [_tensor(array).requires_grad_(number in argnums) for number, array in enumerate(arrays)]
-    outputs = {name: torch.as_tensor(value) for name, value in _named(function(*tensors)).items()}
+    tensors = jax.tree.map(_tensor, tuple(inputs))
+    chosen = {
+        name: leaf.requires_grad_()
+        for number in argnums
+        for name, leaf in _named(f"gradient {number}", tensors[number]).items()
+        if leaf.is_floating_point()
+    }
+    outputs = _outputs(function(*tensors), torch.as_tensor)
     results = {name: _array(value) for name, value in outputs.items()}
-    if not argnums:
-        return results
     floating = {name: value for name, value in outputs.items() if value.is_floating_point()}
     directions = {n: torch.tensor(direction(n, tuple(v.shape), seed), dtype=v.dtype) for n, v in floating.items()}
     terms = [(value * directions[name]).sum() for name, value in floating.items() if value.requires_grad]
-    if terms:
+    if chosen and terms:
         torch.stack(terms).sum().backward()
-    for number in argnums:
-        gradient = tensors[number].grad
+    for name, leaf in chosen.items():
         # an output that does not depend on an input has the gradient 0 there, as in JAX
-        results[f"gradient {number}"] = _array(torch.zeros_like(tensors[number]) if gradient is None else gradient)
+        results[name] = _array(torch.zeros_like(leaf) if leaf.grad is None else leaf.grad)
     return results
 
 
@@ -332,5 +387,5 @@ def _tensor(array: np.ndarray) -> torch.Tensor:
 
 
 def _array(tensor: torch.Tensor) -> np.ndarray:
-    tensor = tensor.detach().cpu()
+    tensor = tensor.detach().cpu().resolve_neg()  # an imaginary part may be kept with the other sign
     return tensor.float().numpy().astype(_BFLOAT16) if tensor.dtype == torch.bfloat16 else tensor.numpy()

@@ -101,6 +101,101 @@ def test_ulp_and_bound_of_bfloat16_are_its_own():
     assert not compare(lambda x: x.astype(jnp.bfloat16), lambda x: x.bfloat16() * 1.05, x, argnums=()).agrees
 
 
+def test_float16_may_differ_by_four_of_its_units():
+    x = np.float16([1.0, -0.5])
+    for times, agrees in ((1 + 4 / 1024, True), (1 + 5 / 1024, False)):
+        assert compare(lambda x, t=times: x * np.float16(t), lambda x: x * 1, x, argnums=()).agrees == agrees
+
+
 def test_bfloat16_on_one_side_alone_is_told():
     report = compare(lambda x: x, lambda x: x.bfloat16(), np.float32([1.0]), argnums=())
     assert str(report).startswith("They part in output (dtypes float32 and bfloat16)")
+
+
+X = np.linspace(-2, 2, 5)
+
+
+@pytest.mark.parametrize("dtype", [np.complex64, np.complex128])
+def test_complex_outputs_are_compared_by_both_parts(dtype):
+    z = (X + 1j).astype(dtype)
+    report = compare(lambda z: z, torch.conj, z)
+    assert [(d.name, d.absolute) for d in report.differences] == [("output.real", 0), ("output.imag", 2)]
+    assert compare(jnp.conj, torch.conj, z).agrees
+    # with the gradient of a real input
+    assert compare(jnp.fft.fft, torch.fft.fft, X).agrees
+    parted = compare(lambda x: jnp.conj(jnp.fft.fft(x)), torch.fft.fft, X)
+    assert [d.name for d in parted.differences if d.relative > 0.1] == ["output.imag", "gradient 0"]
+
+
+def test_complex_arrays_are_no_difference():
+    with pytest.raises(TypeError, match=r"^x is complex; compare its real and its imaginary part$"):
+        difference("x", np.array([1 + 1j]), np.array([1 - 1j]))
+
+
+class Times:
+    """A callable with a state, and without a hash."""
+
+    __hash__ = None
+
+    def __init__(self, factor):
+        self.factor = factor
+
+    def __call__(self, x):
+        return self.factor * x
+
+
+def test_a_function_is_asked_anew_each_time():
+    here = Times(1.0)
+    assert compare(here, Times(1.0), X).agrees
+    here.factor = 2.0
+    assert compare(here, Times(2.0), X).agrees
+    assert not compare(here, Times(1.0), X).agrees
+
+
+def test_what_is_nested_is_named_by_its_path():
+    parameters = {"layer": [X, {"bias": 2 * X}], "steps": np.arange(5)}
+
+    def nested(p, x):
+        a, b = p["layer"][0], p["layer"][1]["bias"]
+        return {"sum": (a * b, [a + x, None]), "of": p["steps"]}
+
+    report = compare(nested, nested, parameters, X)
+    assert report.agrees
+    outputs = ["output['sum'][0]", "output['sum'][1][0]", "output['of']"]
+    gradients = ["gradient 0['layer'][0]", "gradient 0['layer'][1]['bias']", "gradient 1"]
+    assert [d.name for d in report.differences] == outputs + gradients
+    wrong = compare(nested, lambda p, x: nested(p | {"layer": [p["layer"][0], {"bias": x}]}, x), parameters, X)
+    assert wrong.first.name == "output['sum'][0]"
+    assert [d.name for d in wrong.differences if not d.relative < 1e-12][1:] == gradients
+
+
+@pytest.mark.parametrize(
+    ("argnums", "gradients"),
+    [(None, [0, 1]), (0, [0]), (1, [1]), (-2, [1]), ((-3, 1), [0, 1]), ((1, 0), [1, 0]), ((), [])],
+)
+def test_argnums_are_those_of_jax(argnums, gradients):
+    report = compare(lambda x, y, n: x * y * n, lambda x, y, n: x * y * n, X, X + 3, np.int64(2), argnums=argnums)
+    assert report.agrees
+    assert [d.name for d in report.differences] == ["output", *(f"gradient {n}" for n in gradients)]
+
+
+@pytest.mark.parametrize(
+    ("argnums", "said"),
+    [(2, "there are 2 inputs"), ((0, -3), "there are 2 inputs"), (1, "without a floating-point array")],
+)
+def test_argnums_of_nothing_are_refused(argnums, said):
+    with pytest.raises(ValueError, match=said):
+        compare(lambda x, n: x * n, lambda x, n: x * n, X, np.int64(2), argnums=argnums)
+
+
+@pytest.mark.parametrize("nothing", [lambda x: {}, lambda x: None, lambda x: (), lambda x: x[:0]])
+def test_outputs_without_a_number_are_refused(nothing):
+    with pytest.raises(ValueError, match="neither function gives a number"):
+        compare(nothing, nothing, X)
+
+
+@pytest.mark.parametrize(("here", "there", "side"), [("ab", "a", "PyTorch"), ("a", "ab", "JAX")])
+def test_a_missing_output_is_told_before_the_gradients(here, there, side):
+    report = compare(lambda x: dict.fromkeys(here, x), lambda x: dict.fromkeys(there, x), X)
+    assert [d.name for d in report.differences] == ["output['a']", "output['b']", "gradient 0"]
+    assert str(report).startswith(f"They part in output['b'] ({side} has none).")

@@ -23,6 +23,8 @@ from torch_reference import data as torch_data
 from torch_reference import training as torch_training
 from torch_reference import weights as torch_weights
 
+Datasets = tuple[jax_data.Dataset, torch_data.Dataset]
+
 
 class Moment(NamedTuple):
     """Where both programs stand after a step: JAX's loss and weights, and PyTorch's."""
@@ -47,10 +49,12 @@ def published_folder() -> Path:
     raise Unavailable("the published files are neither in ARCFACE_DATA_DIR nor in ../shared/data beside the checkout")
 
 
-def both_datasets(name: str, examples: int | None = None) -> tuple[jax_data.Dataset, torch_data.Dataset]:
+def both_datasets(
+    name: str, examples: int | None = None, data_dir: str | None = None, image_size: int | None = None
+) -> Datasets:
     """A data set as each program loads it, or the first so many of its training examples."""
-    folder = published_folder() if name in ("mnist", "cifar10") else None
-    here, there = jax_data.load(name, folder), torch_data.load(name, folder)
+    folder = published_folder() if data_dir is None and name in ("mnist", "cifar10") else data_dir
+    here, there = (module.load(name, folder, image_size=image_size) for module in (jax_data, torch_data))
     if examples is not None:
         few = slice(0, examples)
         here = dataclasses.replace(here, train=jax_data.Split(here.train.images[few], here.train.labels[few]))
@@ -58,12 +62,7 @@ def both_datasets(name: str, examples: int | None = None) -> tuple[jax_data.Data
     return here, there
 
 
-def train(
-    fields: dict[str, Any],
-    steps: int,
-    dtype: str,
-    datasets: tuple[jax_data.Dataset, torch_data.Dataset] | None = None,
-) -> Iterator[Moment]:
+def train(fields: dict[str, Any], steps: int, dtype: str, datasets: Datasets) -> Iterator[Moment]:
     """Trains both programs from the same configuration and yields where they stand after each step.
 
     Both start from their own initial weights and states, in float32, which are then cast to `dtype`; nothing passes
@@ -73,9 +72,12 @@ def train(
       fields: of the configuration; the others are those of its data set's recipe.
       steps: how many.
       dtype: float32 or float64.
-      datasets: what to train on, in place of the configuration's data set.
+      datasets: what to train on, as each program loads it.
+
+    Raises:
+      Diverged (of either program): a loss that is not finite.
     """
-    here, there = datasets or both_datasets(fields["dataset"])
+    here, there = datasets
     for one, other in zip(
         _jax_steps(jax_config.from_dict(fields), here, steps, dtype),
         _torch_steps(torch_config.from_dict(fields), there, steps, dtype),

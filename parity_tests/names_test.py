@@ -5,12 +5,15 @@ import functools
 import importlib
 import inspect
 import pkgutil
+import sys
 import typing
 from pathlib import Path
 
+import jax
 import pytest
+import torch
 
-from parity_tests.cases import PAIRS, Case, all_cases
+from parity_tests.cases import PAIRS, Case, all_cases, objective
 from parity_tests.compare import difference
 
 PACKAGES = ("jax_arcface", "torch_reference")
@@ -127,7 +130,7 @@ PARAMETERS = {
         "Progress.on_epoch Progress.on_step": {"jax_arcface tells of several replicas at a time": "replica"},
     },
     ".runs": {
-        "read_checkpoint": {"a pytree is read into another of its structure": "template"},
+        "read_checkpoint": {"a pytree of a structure, or a state that takes its arrays itself": "load template"},
         "write_checkpoint": {"in jax_arcface a part of the state": "step"},
         "write_weights": {"the same by another name": "values weights"},
     },
@@ -250,6 +253,38 @@ def test_every_exported_name_has_a_parity_case(twin):
     covered = {name for case in all_cases() for name in case.covers}
     # the tuple of names is compared by data_test.py
     assert names - {"DATASETS"} - covered == set()
+
+
+def called(function):
+    """The code that runs while a function does, by its file and name."""
+    seen = set()
+    sys.setprofile(lambda frame, event, argument: seen.add((frame.f_code.co_filename, frame.f_code.co_qualname)))
+    try:
+        function()
+    finally:
+        sys.setprofile(None)
+    return seen
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_every_loss_function_is_called_by_a_case(package):
+    inputs = objective.example("float64")
+
+    def run():
+        for text in {*objective.words(), *objective.changed_words()}:
+            if package == "jax_arcface":
+                with jax.enable_x64(True), jax.disable_jit():  # or what was traced before is not called again
+                    jax.eval_shape(objective.jax_steps(text), *inputs)
+            else:
+                objective.torch_steps(text)(*map(torch.tensor, inputs))
+
+    seen = called(run)
+    covered = {name for case in all_cases() for name in case.covers}
+    for twin in (".losses", ".adaptive", ".pairs", ".regularizers"):
+        for name in both(twin)[0].keys() & both(twin)[1].keys() - covered:
+            function = inspect.unwrap(getattr(importlib.import_module(f"{package}{twin}"), name))
+            if inspect.isfunction(function):
+                assert (function.__code__.co_filename, function.__code__.co_qualname) in seen, name
 
 
 def test_every_file_of_cases_is_in_the_table():

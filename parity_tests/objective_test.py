@@ -6,7 +6,8 @@ import pytest
 
 from jax_arcface import objective as jax_objective
 from jax_arcface.errors import UserError as JaxUserError
-from parity_tests.cases.objective import CASES, words
+from parity_tests.cases.objective import CASES, changed_words, example, torch_steps, words
+from parity_tests.compare import differences, torch_side
 from torch_reference import objective as torch_objective
 from torch_reference.errors import UserError as TorchUserError
 
@@ -35,13 +36,26 @@ def test_registries_are_the_same():
     assert jax_objective.describe() == torch_objective.describe()
 
 
-@pytest.mark.parametrize("text", [*words(), "softmax+center:0.5,rate=0.1", "arcface:m=0.2+circle:gamma=80"])
+@pytest.mark.parametrize(
+    "text", [*words(), *changed_words(), "softmax+center:0.5,rate=0.1", "arcface:m=0.2+circle:gamma=80"]
+)
 def test_words_are_read_alike(text):
     here, there = (
         [(term.name, term.weight, dict(term.options)) for term in module.parse(text).terms]
         for module in (jax_objective, torch_objective)
     )
     assert here == there
+
+
+@pytest.mark.parametrize("text", changed_words())
+def test_each_changed_option_has_an_effect(text):
+    inputs = example("float64")
+    changed = torch_side(torch_steps(text), inputs, range(4))
+    loss, _, options = text.partition(":")
+    for option in (options := options.split(",")):
+        others = ",".join(other for other in options if other != option)
+        without = torch_side(torch_steps(f"{loss}:{others}" if others else loss), inputs, range(4))
+        assert any(d.relative > 1e-6 for d in differences(changed, without)), option
 
 
 @pytest.mark.parametrize(

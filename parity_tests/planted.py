@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from parity_tests.cases import Result
-from parity_tests.report import describe_bound, measured_with, write_json
+from parity_tests.report import describe_bound, make_folder, measured_with, write_json
 
 ROOT = Path(__file__).parents[1]
 _PACKAGES = ("jax_arcface", "torch_reference", "parity_tests")
@@ -302,8 +302,8 @@ ERRORS = (
     Planted(
         "mean loss of blocks not weighted by their sizes",
         "torch_reference/evaluation/accuracy.py",
-        "margin_softmax_loss(xs, w, ys, margin, scale).item() * len(ys) for xs, ys in blocks) / len(y)",
-        "margin_softmax_loss(xs, w, ys, margin, scale).item() for xs, ys in blocks) / -(-len(y) // block_size)",
+        ".item() * len(ys) for xs, ys in blocks)\n    return sum(sums) / len(y)",
+        ".item() for xs, ys in blocks)\n    return sum(sums) / -(-len(y) // block_size)",
         ("evaluation",),
     ),
 )
@@ -410,9 +410,13 @@ def markdown(found: Sequence[Outcome]) -> str:
 
 
 def run(out: Path) -> int:
-    """Plants every error, writes planted.md and planted.json; the exit status, 1 where one was not caught."""
+    """Plants every error, writes planted.md and planted.json; the exit status, 1 where one was not caught.
+
+    Raises:
+      UserError: as `make_folder`.
+    """
+    make_folder(out)
     found = list(outcomes())
-    out.mkdir(parents=True, exist_ok=True)
     (out / "planted.md").write_text(markdown(found))
     rows = [
         dataclasses.asdict(o.error)

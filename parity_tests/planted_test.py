@@ -37,6 +37,15 @@ def test_every_error_still_has_its_place(error):
     assert planted_text(error) != (ROOT / error.file).read_text()
 
 
+def test_the_table_of_the_docs_has_the_same_errors():
+    table = (ROOT / "docs" / "parity.md").read_text().partition("| planted | in |")[2].partition("\n\n")[0]
+    rows = [[cell.strip() for cell in row.split("|")[1:4]] for row in table.splitlines()[2:]]
+    named = {(name, file, cases.partition("(")[2].rstrip(")")) for name, file, cases in rows}
+    assert len(named) == len(rows)
+    expected = {(error.name, error.file, ", ".join(error.pairs)) for error in (NOTHING, *ERRORS)}
+    assert sorted(named ^ expected) == []
+
+
 def test_a_text_that_is_gone_is_told():
     with pytest.raises(ValueError, match="0 times, not once"):
         planted_text(dataclasses.replace(ERRORS[0], old="psi - m33"))

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import math
 import platform
+import tempfile
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from jax_arcface.errors import UserError
 from parity_tests.cases import PAIRS, Result
 
 _PACKAGES = ("jax", "flax", "optax", "torch", "numpy", "mpmath", "pytorch-metric-learning")
@@ -83,6 +85,19 @@ def markdown(results: Sequence[Result], skipped: dict[str, str]) -> str:
 def measured_with() -> str:
     """The versions, in a sentence."""
     return "Measured with " + ", ".join(f"{name} {number}" for name, number in versions().items()) + "."
+
+
+def make_folder(out: Path) -> None:
+    """Makes the folder of --out, so that what takes minutes to measure can be written there.
+
+    Raises:
+      UserError: it cannot.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=out).close()
+    except OSError as error:
+        raise UserError(f"--out {out} is no folder that can be written to: {error.strerror}") from None
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

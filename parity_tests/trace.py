@@ -10,8 +10,11 @@ from typing import Any
 import numpy as np
 
 from jax_arcface.config import from_dict
+from jax_arcface.errors import UserError
+from jax_arcface.training import check_fit
 from parity_tests import lockstep
 from parity_tests.cases.trajectories import weights_apart
+from parity_tests.report import make_folder
 
 NAME = "parity_trajectory.png"
 
@@ -20,46 +23,71 @@ def fields_of(config: Path) -> dict[str, Any]:
     """The configuration fields in a JSON file; the data set is `digits` where it names none.
 
     Raises:
-      ValueError: a file that is not a configuration.
+      UserError: a file that is not a configuration, or one of a training in bfloat16.
     """
     try:
         fields = {"dataset": "digits"} | json.loads(config.read_text())
     except OSError as error:
-        raise ValueError(f"--config {config} cannot be read: {error.strerror}") from None
+        raise UserError(f"--config {config} cannot be read: {error.strerror}") from None
     except (ValueError, TypeError) as error:
-        raise ValueError(f"--config {config} is not a JSON object: {error}") from None
-    from_dict(fields, f"--config {config}")
+        raise UserError(f"--config {config} is not a JSON object: {error}") from None
+    precision = from_dict(fields, f"--config {config}").precision
+    if precision != "float32":
+        raise UserError(f"--config {config} has precision = {precision}; trainings are drawn in float32 and float64")
     return fields
 
 
-def apart(fields: dict[str, Any], steps: int, dtype: str) -> tuple[np.ndarray, np.ndarray]:
+def loaded(fields: dict[str, Any], steps: int) -> lockstep.Datasets:
+    """The data set of a configuration, as each program loads it.
+
+    Raises:
+      UserError: no such data set, one that is too small, or more steps than the training has.
+      Unavailable: a data set that is not here.
+    """
+    config = from_dict(fields)
+    datasets = lockstep.both_datasets(config.dataset, data_dir=config.data_dir, image_size=config.image_size)
+    check_fit(config, datasets[0])
+    whole = config.epochs * (len(datasets[0].train.labels) // config.batch_size)
+    if steps > whole:
+        raise UserError(f"--steps is {steps}, but a training of {config.epochs} epochs has {whole}")
+    return datasets
+
+
+def apart(fields: dict[str, Any], steps: int, dtype: str, datasets: lockstep.Datasets) -> tuple[np.ndarray, np.ndarray]:
     """The relative difference of the losses, and the largest of any weight or statistic, after each step: two [steps].
 
     Relative to the largest element of each array, as in the table.
-
-    Raises:
-      Unavailable: a data set that is not here.
     """
     losses, weights = [], []
-    for moment in lockstep.train(fields, steps, dtype):
+    for moment in lockstep.train(fields, steps, dtype, datasets):
         losses.append(abs(moment.jax_loss - moment.torch_loss) / abs(moment.torch_loss))
         weights.append(max(found.relative for found in weights_apart(moment, fields)))
     return np.array(losses), np.array(weights)
 
 
 def draw(configs: Sequence[Path], steps: int, folder: Path) -> Path:
-    """Trains both by each configuration in both precisions, draws a panel for each, and gives the PNG file's path."""
+    """Trains both by each configuration in both precisions, draws a panel for each, and gives the PNG file's path.
+
+    Raises:
+      UserError: fewer steps than one, and as `fields_of`, `loaded` and `make_folder`.
+      Diverged (of either program): as `lockstep.train`.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
+    if steps < 1:
+        raise UserError(f"--steps is {steps}; it must be at least 1")
+    # what would fail later is told before minutes of training
+    trainings = [(fields, loaded(fields, steps)) for fields in map(fields_of, configs)]
+    make_folder(folder)
     figure = Figure(figsize=(1 + 4.5 * len(configs), 4.5), layout="constrained")
     FigureCanvasAgg(figure)
     panels = figure.subplots(1, len(configs), sharey=True, squeeze=False)[0]
-    for axes, fields in zip(panels, [fields_of(config) for config in configs], strict=True):
+    for axes, (fields, datasets) in zip(panels, trainings, strict=True):
         config = from_dict(fields)
         title = f"{config.dataset}, {config.backbone}, learning rate {config.learning_rate:g}"
         for dtype, colour in (("float32", "tab:orange"), ("float64", "tab:blue")):
-            losses, weights = apart(fields, steps, dtype)
+            losses, weights = apart(fields, steps, dtype, datasets)
             print(f"{title}, {dtype}: losses at most {losses.max():.2g} apart, weights {weights.max():.2g}", flush=True)
             for values, what, style in ((weights, "the farthest weight", "-"), (losses, "loss", ":")):
                 # no difference at all has no place on a logarithmic axis
@@ -73,7 +101,6 @@ def draw(configs: Sequence[Path], steps: int, folder: Path) -> Path:
         axes.grid(alpha=0.3)
     panels[0].set_ylabel("relative difference, JAX and PyTorch")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=9)
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / NAME
     figure.savefig(path, dpi=150)
     return path

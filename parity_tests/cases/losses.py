@@ -80,8 +80,32 @@ def _margin_losses(name: str, policy: str, gradient: str, dtype: str) -> Iterato
     for preset, values in presets(policy).items():
         # m3 = 0.2 is not the same number in float32 and float64; both sides are given the rounded one
         inputs = (x, w, labels, *_scalars(values, dtype))
-        report = compare(_jax(name, policy, gradient), _torch(name, policy, gradient), *inputs, argnums=(0, 1))
-        yield from renamed(f"{preset}:", report.differences)
+        here = jax_side(_jax(name, policy, gradient), inputs, (0, 1))
+        there = torch_side(_torch(name, policy, gradient), inputs, (0, 1))
+        yield from renamed(f"{preset}:", differences(here, there))
+
+
+def corners(policy: str, m1: float, m2: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Embeddings [5, 2] at the angles 0, pi, pi / 2 and where m1 theta + m2 = pi, prototypes [2, 2], and labels.
+
+    At the first three the cosines are 1, -1 and 0, exactly. Under `linear` the logit jumps at the last, where the last
+    digit of theta decides which side is taken: there the embeddings are to both sides.
+    """
+    near = 1e-6 if policy == "linear" else 0.0
+    turn = np.clip((math.pi - m2) / m1 + np.array([-near, near]), 0, math.pi)
+    axes = np.array([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0]])
+    embeddings = np.concatenate([axes, np.stack([np.cos(turn), np.sin(turn)], axis=1)])
+    # a turn that is cut off at pi is pi exactly
+    embeddings[embeddings[:, 0] == -1, 1] = 0.0
+    return 2 * embeddings, np.array([[1.0, 0.0], [0.0, 3.0]]), np.zeros(len(embeddings), np.int64)
+
+
+def _corners(policy: str, gradient: str) -> Iterator[Difference]:
+    for preset, values in presets(policy).items():
+        inputs = (*corners(policy, *values[:2]), *_scalars(values, "float64"))
+        here = jax_side(_jax("logits", policy, gradient), inputs, (0, 1))
+        there = torch_side(_torch("logits", policy, gradient), inputs, (0, 1))
+        yield from renamed(f"{preset}:", differences(here, there))
 
 
 def _smoothed(dtype: str) -> Iterator[Difference]:
@@ -191,7 +215,9 @@ def _paper(twin: str, policy: str) -> Iterator[Difference]:
 def _metric_learning() -> Any:
     try:
         import pytorch_metric_learning
+        import pytorch_metric_learning.distances
         import pytorch_metric_learning.losses
+        import pytorch_metric_learning.miners
         import pytorch_metric_learning.reducers
     except ImportError:
         raise Unavailable("pytorch-metric-learning is not installed") from None
@@ -272,6 +298,40 @@ def _library_contrastive() -> Iterator[Difference]:
         yield from renamed(f"m = {m}:", _both_against(theirs, here, there, [x, labels], (0,)))
 
 
+def _library_triplet() -> Iterator[Difference]:
+    """pytorch-metric-learning's triplet loss against both twins, its conventions translated.
+
+    Its distance is here the square of that between normalised embeddings, `l2`, or given to it as an angle; its means
+    are, as here, over the triplets with a loss unless told otherwise, and its miners choose before the loss does.
+    """
+    library = _metric_learning()
+    x, _, labels = batch("float64")
+
+    class Angles(library.distances.CosineSimilarity):  # type: ignore[name-defined]
+        def __init__(self):
+            super().__init__()
+            self.is_inverted = False  # near is small
+
+        def compute_mat(self, *embeddings):
+            # of an embedding to itself the arc cosine has no derivative
+            return super().compute_mat(*embeddings).clamp(-1 + 1e-15, 1 - 1e-15).arccos()
+
+    distances = {"l2": library.distances.LpDistance(power=2), "angular": Angles()}
+    for name, mining in itertools.product(distances, ("all", "hard")):
+
+        def theirs(x, labels, distance=distances[name], mining=mining):
+            if mining == "all":
+                return library.losses.TripletMarginLoss(0.35, distance=distance)(x, labels)
+            loss = library.losses.TripletMarginLoss(0.35, distance=distance, reducer=library.reducers.MeanReducer())
+            return loss(x, labels, library.miners.BatchHardMiner(distance=distance)(x, labels))
+
+        here, there = (
+            functools.partial(module.triplet_loss, m=0.35, distance=name, mining=mining)
+            for module in (jax_pairs, torch_pairs)
+        )
+        yield from renamed(f"{name}, {mining}:", _both_against(theirs, here, there, [x, labels], (0,)))
+
+
 # ----
 
 _FUNCTIONS: dict[str, tuple[str, Callable[[str], Iterator[Difference]]]] = {
@@ -309,6 +369,16 @@ CASES = [
     ),
     *(
         Case(
+            f"margin logits at 0, pi, pi - m and pi / 2: {policy}, {gradient} gradient",
+            "losses",
+            "float64",
+            **bound_of("float64"),
+            measure=functools.partial(_corners, policy, gradient),
+        )
+        for policy, gradient in itertools.product(POLICIES, GRADIENTS)
+    ),
+    *(
+        Case(
             f"{twin} against numpy: margin softmax loss, {policy}",
             "losses",
             "float64",
@@ -333,5 +403,12 @@ CASES = [
         "float64",
         **bound_of("float64"),
         measure=_library_contrastive,
+    ),
+    Case(
+        "both against pytorch-metric-learning: TripletMarginLoss",
+        "losses",
+        "float64",
+        **bound_of("float64"),
+        measure=_library_triplet,
     ),
 ]

@@ -18,6 +18,9 @@ from parity_tests.compare import Difference, compare
 from torch_reference import objective as torch_objective
 from torch_reference.margins import Margin as TorchMargin
 
+# the second is late, so that a lambda that is annealed has come to its last value
+STEPS = (1, 10_000)
+
 
 def words() -> list[str]:
     """Each name of the registry (regularisers beside `softmax`), and each word that an option can be."""
@@ -29,11 +32,31 @@ def words() -> list[str]:
             if isinstance(kind, jax_objective.Choice):
                 found += [f"{alone}:{option}={word}" for word in kind.known[1:]]
             elif kind.default is None:
-                found.append(f"{alone}:{option}=0.2")
+                found.append(f"{alone}:{option}={_changed(kind)}")
     return [*found, *jax_objective.ALIASES, "arcface:0.5,m=0.4+intra:2+inter+triplet:0.25,mining=hard"]
 
 
-def _inputs(dtype: str, subcenters: int) -> list[np.ndarray]:
+def changed_words() -> list[str]:
+    """Each name of the registry that has options which are numbers, with other ones than the defaults."""
+    found = []
+    for name, loss in jax_objective.LOSSES.items():
+        numbers = {key: kind for key, kind in loss.options.items() if isinstance(kind, jax_objective.Number)}
+        if numbers:
+            options = ",".join(f"{key}={_changed(kind)}" for key, kind in numbers.items())
+            found.append(f"{'softmax+' if loss.kind == 'regulariser' else ''}{name}:{options}")
+    return found
+
+
+def _changed(option: jax_objective.Number) -> str:
+    """A value that an option does not have by default: a third of the way to its lowest, or the next whole number."""
+    if option.default is None:
+        return "0.2"
+    value = option.default + 1 if option.whole else (option.low + 2 * option.default) / 3
+    return f"{float(f'{value:.3g}'):g}"  # no exponent with a plus, which would begin another term
+
+
+def example(dtype: str, subcenters: int = 1) -> list[np.ndarray]:
+    """Embeddings, prototypes, biases, centres, normal draws and labels."""
     x, w, labels = batch(dtype, subcenters)
     x, labels = x[:18], labels[:18]  # of all 24 the mean cosine is 0 but for rounding
     # lengths on both sides of MagFace's shortest
@@ -42,57 +65,63 @@ def _inputs(dtype: str, subcenters: int) -> list[np.ndarray]:
     return [2 * x, w, *(array.astype(dtype) for array in extra), labels]
 
 
-def _settings(objective: Any) -> dict[str, Any]:
+def _settings(objective: Any, policy: str) -> dict[str, Any]:
     """What the configuration would give, where it has an effect."""
     takes = objective.takes
     return {
         "scale": SCALE,
         "label_smoothing": 0.1 if "label_smoothing" in takes else 0.0,
         "growth": 0.75 if "margin_warmup_epochs" in takes else 1.0,
-        "beyond_pi": "wrap" if "beyond_pi" in takes else "monotone",
+        "beyond_pi": policy if "beyond_pi" in takes else "monotone",
     }
 
 
-def _jax_steps(text: str) -> Callable[..., dict[str, Any]]:
+def jax_steps(text: str, policy: str = "wrap") -> Callable[..., dict[str, Any]]:
+    """What `jax_arcface` makes of an `example` by the words of --loss: two steps' losses, and the states after them."""
     objective = jax_objective.parse(text)
-    margin = objective.margin("wrap" if "beyond_pi" in objective.takes else "monotone") or JaxMargin()
+    margin = objective.margin(policy if "beyond_pi" in objective.takes else "monotone") or JaxMargin()
 
     def steps(x, w, bias, centers, normal, labels):
-        inputs = jax_objective.Inputs(x, labels, w, bias, centers, margin, normal=normal, **_settings(objective))
+        inputs = jax_objective.Inputs(
+            x, labels, w, bias, centers, margin, normal=normal, **_settings(objective, policy)
+        )
         # the initial states are float32 numbers in both programs; the arithmetic is to be that of the inputs
         states = jax.tree.map(
             lambda value: value.astype(np.float32).astype(x.dtype),
             jax_objective.initial_states(objective, CLASSES, DIM),
         )
         outputs = {}
-        for step in (0, 1):
-            inputs = inputs._replace(embeddings=x * (1 + 0.5 * step), step=step)
-            outputs[f"loss {step}"], states = jax_objective.total_loss(objective, inputs, states)
+        for number, step in enumerate(STEPS):
+            inputs = inputs._replace(embeddings=x * (1 + 0.5 * number), step=step)
+            outputs[f"loss {number}"], states = jax_objective.total_loss(objective, inputs, states)
         return outputs | {f"{name}.{key}": jnp.asarray(v) for name, s in states.items() for key, v in s.items()}
 
     return steps
 
 
-def _torch_steps(text: str) -> Callable[..., dict[str, Any]]:
+def torch_steps(text: str, policy: str = "wrap") -> Callable[..., dict[str, Any]]:
+    """What `torch_reference` makes of it."""
     objective = torch_objective.parse(text)
-    margin = objective.margin("wrap" if "beyond_pi" in objective.takes else "monotone") or TorchMargin()
+    margin = objective.margin(policy if "beyond_pi" in objective.takes else "monotone") or TorchMargin()
 
     def steps(x, w, bias, centers, normal, labels):
-        inputs = torch_objective.Inputs(x, labels, w, bias, centers, margin, normal=normal, **_settings(objective))
+        inputs = torch_objective.Inputs(
+            x, labels, w, bias, centers, margin, normal=normal, **_settings(objective, policy)
+        )
         states = torch_objective.initial_states(objective, CLASSES, DIM)
         states = {name: {key: value.to(x.dtype) for key, value in state.items()} for name, state in states.items()}
         outputs = {}
-        for step in (0, 1):
-            inputs = inputs._replace(embeddings=x * (1 + 0.5 * step), step=step)
-            outputs[f"loss {step}"], states = torch_objective.total_loss(objective, inputs, states)
+        for number, step in enumerate(STEPS):
+            inputs = inputs._replace(embeddings=x * (1 + 0.5 * number), step=step)
+            outputs[f"loss {number}"], states = torch_objective.total_loss(objective, inputs, states)
         return outputs | {f"{name}.{key}": value for name, state in states.items() for key, value in state.items()}
 
     return steps
 
 
-def _measured(text: str, subcenters: int, dtype: str) -> Iterator[Difference]:
-    inputs = _inputs(dtype, subcenters)
-    yield from compare(_jax_steps(text), _torch_steps(text), *inputs, argnums=(0, 1, 2, 3)).differences
+def _measured(text: str, subcenters: int, dtype: str, policy: str = "wrap") -> Iterator[Difference]:
+    here, there = jax_steps(text, policy), torch_steps(text, policy)
+    yield from compare(here, there, *example(dtype, subcenters), argnums=(0, 1, 2, 3)).differences
 
 
 CASES = [
@@ -114,5 +143,22 @@ CASES = [
         )
         for text, loss in jax_objective.LOSSES.items()
         if "subcenters" in loss.takes
+    ),
+    *(
+        Case(f"loss {text}", "objective", "float64", 1e-12, functools.partial(_measured, text, 1, "float64"))
+        for text in changed_words()
+    ),
+    # those of a margin softmax are in `cases/losses.py`
+    *(
+        Case(
+            f"loss {name}, {policy} past pi",
+            "objective",
+            "float64",
+            1e-12,
+            functools.partial(_measured, name, 1, "float64", policy),
+        )
+        for name, loss in jax_objective.LOSSES.items()
+        if "beyond_pi" in loss.takes and loss.margin is None
+        for policy in ("monotone", "linear")
     ),
 ]
