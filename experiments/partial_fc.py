@@ -12,7 +12,6 @@ recipe are the same for every share.
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 import time
@@ -23,6 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from experiments._arguments import Parser
 from experiments._machine import machine, versions
 from torch_reference import Margin, data, margin_softmax_loss, sampling
 from torch_reference.backbones import make_backbone
@@ -107,7 +107,8 @@ def train(share: float, seed: int, epochs: int, each: int, digits: int) -> dict[
     images, labels = (torch.from_numpy(a) for a in numbers(dataset.train, each, digits, seed))
     mean, scale = images.double().mean().float(), 1 / images.double().std().float()
     torch.manual_seed(seed)
-    network = make_backbone("lenet", tuple(images.shape[1:]), DIMENSION, width=0.5)
+    _, height, width, channels = images.shape
+    network = make_backbone("lenet", (height, width, channels), DIMENSION, width=0.5)
     prototypes = torch.randn(classes, DIMENSION) * 0.1
     velocity = torch.zeros_like(prototypes)
     optimizer = torch.optim.SGD(network.parameters(), PEAK, MOMENTUM, weight_decay=DECAY, nesterov=True)
@@ -129,6 +130,7 @@ def train(share: float, seed: int, epochs: int, each: int, digits: int) -> dict[
             loss.backward()
             optimizer.param_groups[0]["lr"] = rate
             optimizer.step()
+            assert some.grad is not None
             with torch.no_grad():  # the same step for the prototypes that took part
                 gradient = some.grad + DECAY * some
                 velocity[chosen] = MOMENTUM * velocity[chosen] + gradient
@@ -141,12 +143,8 @@ def train(share: float, seed: int, epochs: int, each: int, digits: int) -> dict[
     return {"test_accuracy": accuracy(torch.cat(parts), prototypes, test_labels), "seconds": seconds}
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments partial_fc",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def _parser() -> Parser:
+    parser = Parser("partial_fc", __doc__)
     parser.add_argument("--shares", nargs="+", type=float, default=[1.0, 0.1], help="of the classes (default: 1 0.1)")
     parser.add_argument("--seeds", type=int, default=3, help="trainings with each, seeds from 0 on (default: 3)")
     parser.add_argument("--epochs", type=int, default=8, help="passes over the training images (default: 8)")

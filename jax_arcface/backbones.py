@@ -125,7 +125,8 @@ class ResNet(nnx.Module):
         dtype: DTypeLike | None = None,
         rngs: nnx.Rngs,
     ):
-        _check_size("a residual network", image_shape, 2 ** (len(stages) - 1))
+        # a ResNet is called after its layers with weights, and each stage but the first halves the image
+        _check_size(f"resnet{2 + 2 * blocks * len(stages)}", image_shape, 2 ** (len(stages) - 1))
         kwargs: dict[str, Any] = {"use_bias": False, "dtype": dtype, "rngs": rngs}
         channels = [_scaled(c, width) for c in stages]
         self.conv = Conv(image_shape[2], channels[0], 3, **kwargs)

@@ -53,7 +53,7 @@ def test_width_scales_the_channels():
 
 @pytest.mark.parametrize(("name", "size"), [("lenet", 7), ("airnet", 8), ("resnet18", 7), ("resnet20", 3)])
 def test_images_that_are_too_small_are_refused(name, size):
-    with pytest.raises(ValueError, match="--image-size"):
+    with pytest.raises(ValueError, match=f"{name} needs images of at least {size + 1}x{size + 1} pixels; these have"):
         abstract(name, (size, size, 1))
 
 

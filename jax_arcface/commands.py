@@ -22,7 +22,6 @@ from jax_arcface.config import TrainConfig
 from jax_arcface.errors import UserError
 from jax_arcface.evaluation import accuracy, mean_loss, predict
 from jax_arcface.figures import draw_embeddings
-from jax_arcface.margins import Margin
 from jax_arcface.progress import Progress, event_writer
 
 
@@ -143,7 +142,10 @@ def _replicas(options: TrainOptions) -> dict[str, TrainConfig]:
             raise UserError(f"--margins is {options.margins!r}; it must be numbers with commas: 0.3,0.4,0.5") from None
         if len({f"{margin:g}" for margin in margins}) < len(margins):
             raise UserError(f"--margins is {options.margins!r}; each margin must be given once")
-        return {f"margin-{margin:g}": dataclasses.replace(config, margin=margin) for margin in margins}
+        try:
+            return {f"margin-{margin:g}": dataclasses.replace(config, margin=margin) for margin in margins}
+        except UserError as error:
+            raise UserError(str(error).replace("--margin", "--margins")) from None
     if options.replicas < 1:
         raise UserError(f"--replicas is {options.replicas}; it must be at least 1")
     seeds = range(config.seed, config.seed + options.replicas)
@@ -164,9 +166,9 @@ def _train_group(
     states: list[training.TrainState] | None = None
     records: list[list[dict[str, Any]]] = [[] for _ in group]
     if options.resume:
+        runs.check_dataset(directories[0], dataset, mean, std)
         optimizer = training.make_optimizer(config, steps)
         state = runs.read_checkpoint(directories[0], training.initial_state(config, dataset, optimizer))
-        runs.check_dataset(directories[0], dataset, mean, std)
         if state is not None:
             states = [state]
             records = [[r for r in runs.read_metrics(directories[0]) if r["step"] <= int(state.step)]]
@@ -331,8 +333,13 @@ def evaluate(options: EvaluateOptions) -> None:
             "examples": len(labels),
             "accuracy": accuracy(embeddings, model.prototypes, labels, model.bias),
         }
-        if (margin := _margin_of_all(config)) is not None:
-            result["loss"] = mean_loss(embeddings, model.prototypes, labels, margin, config.scale_value)
+        margin = config.objective.margin(config.beyond_pi, config.gradient)
+        if margin is not None and len(config.objective.terms) == 1:
+            (term,) = config.objective.terms
+            loss = mean_loss(
+                embeddings, model.prototypes, labels, margin, config.scale_value, term.options.get("filter")
+            )
+            result["loss"] = term.weight * loss
         out = options.out or path
     runs.write_json(out / "evaluation.json", result)
     for name, value in result.items():
@@ -366,11 +373,6 @@ def embed(options: EmbedOptions) -> None:
     print(f"{len(embeddings):,} embeddings of dimension {embeddings.shape[1]} written to {options.out}")
 
 
-def _margin_of_all(config: TrainConfig) -> Margin | None:
-    """The margin where the loss is a margin softmax and nothing else."""
-    return config.objective.margin(config.beyond_pi, config.gradient) if len(config.objective.terms) == 1 else None
-
-
 def _load(config: TrainConfig, data_dir: str | None = None) -> data.Dataset:
     folder = data_dir or config.data_dir
     return data.load(config.dataset, folder, image_size=config.image_size, progress=sys.stderr.isatty())
@@ -387,6 +389,9 @@ def _check_arrays(
         raise UserError(
             f"{path} holds a bias {bias.shape} for prototypes {prototypes.shape}; it must be [C] for [C, D]"
         )
+    for name, array in (("embeddings", embeddings), ("prototypes", prototypes), ("bias", bias)):
+        if array is not None and (array.dtype.kind not in "fiu" or not np.isfinite(array).all()):
+            raise UserError(f"{path} has {name} that are not finite numbers")
     if labels.dtype.kind not in "iu" or labels.min() < 0 or labels.max() >= len(prototypes):
         raise UserError(f"{path} has labels other than the whole numbers from 0 to {len(prototypes) - 1}")
 

@@ -30,7 +30,7 @@ class Margin:
 
     All three act together. A `Margin` is a pytree whose leaves are m1, m2 and m3, so that it can be an argument of a
     jitted function and be mapped over by `jax.vmap`; as a plain value it is hashable. An array [B] in place of a number
-    gives each example of a batch its own.
+    gives each example of a batch its own; its values are not checked, since the gradient by a `Margin` is one, too.
 
     Args:
       m1: multiplicative angular margin, > 0 (SphereFace); 1 is none.

@@ -76,9 +76,11 @@ def center_displacements(embeddings: ArrayLike, centers: ArrayLike, labels: Arra
 
 def _from_centers(embeddings: ArrayLike, centers: ArrayLike, labels: ArrayLike) -> tuple[Array, Array]:
     """x - c_y, [B, D], and the checked labels."""
-    embeddings, centers = checked_vectors(embeddings, centers)
-    if centers.ndim != 2:
-        raise ValueError(f"centers have shape {centers.shape}; they must be [C, D]")
+    embeddings, centers = jnp.asarray(embeddings), jnp.asarray(centers)
+    if embeddings.ndim != 2 or centers.ndim != 2 or embeddings.shape[1] != centers.shape[1]:
+        raise ValueError(
+            f"embeddings {embeddings.shape} and centers {centers.shape} do not fit: they must be [B, D] and [C, D]"
+        )
     labels = checked_labels(labels, len(embeddings), len(centers))
     return bounded(embeddings) - _own(bounded(centers), labels), labels
 

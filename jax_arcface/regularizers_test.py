@@ -249,12 +249,13 @@ def test_shapes_and_labels_that_do_not_fit_are_refused():
     for loss, arguments in of_each(x, w, LABELS[:, None]):
         with pytest.raises(ValueError, match=r"labels have shape \(6, 1\)"):
             loss(*arguments)
-    for loss in (center_loss, center_displacements, intra_loss):
-        with pytest.raises(ValueError, match=r"embeddings \(6, 3\) and prototypes \(7, 2\) do not fit"):
-            loss(x, w[:, :2], LABELS)
+    with pytest.raises(ValueError, match=r"embeddings \(6, 3\) and prototypes \(7, 2\) do not fit"):
+        intra_loss(x, w[:, :2], LABELS)
     for loss in (center_loss, center_displacements):
-        with pytest.raises(ValueError, match=r"centers have shape \(7, 1, 3\); they must be \[C, D\]"):
-            loss(x, w[:, None], LABELS)
+        for centers, shape in ((w[:, :2], r"\(7, 2\)"), (w[:, None], r"\(7, 1, 3\)")):
+            message = rf"embeddings \(6, 3\) and centers {shape} do not fit: they must be \[B, D\] and \[C, D\]$"
+            with pytest.raises(ValueError, match=message):
+                loss(x, centers, LABELS)
     for loss in OF_PROTOTYPES:
         with pytest.raises(ValueError, match=r"they must be \[C, D\], without sub-centres"):
             loss(w[:, None], LABELS)

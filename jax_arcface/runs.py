@@ -105,9 +105,22 @@ def write_metrics(run: Path, records: list[dict[str, Any]]) -> None:
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
-    """The records of `metrics.jsonl`; none where there is no such file yet."""
+    """The records of `metrics.jsonl`; none where there is no such file yet.
+
+    Raises:
+      UserError: a line that is not the record of an epoch.
+    """
     path = run / "metrics.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    records = []
+    for number, line in enumerate(path.read_text().splitlines() if path.exists() else [], start=1):
+        try:
+            record = json.loads(line)
+        except ValueError:
+            record = None
+        if not isinstance(record, dict) or not isinstance(record.get("step"), int):
+            raise UserError(f"line {number} of {path} is not the record of an epoch: remove it")
+        records.append(record)
+    return records
 
 
 def write_weights(run: Path, values: Weights) -> None:
@@ -165,9 +178,27 @@ def read_dataset(run: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"{run} is not a whole run directory: it has no dataset.json")
     try:
-        return json.loads(path.read_text())
+        described = json.loads(path.read_text())
     except ValueError as error:
         raise UserError(f"{path} is not JSON: {error}") from None
+    if not _is_description(described):
+        raise UserError(f"{path} must hold a JSON object with name, image_shape, class_names, mean and std")
+    return described
+
+
+def _is_description(value: Any) -> bool:
+    """Whether it is what `_described` gives, but for the numbers' values."""
+    match value:
+        case {
+            "name": str(),
+            "image_shape": [int(), int(), int() as channels],
+            "class_names": [*names],
+            "mean": [*mean],
+            "std": [*std],
+        }:
+            are_numbers = all(isinstance(number, int | float) for number in (*mean, *std))
+            return all(isinstance(name, str) for name in names) and are_numbers and len(mean) == len(std) == channels
+    return False
 
 
 def write_npz(path: Path, **arrays: np.ndarray) -> None:

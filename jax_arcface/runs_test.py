@@ -105,7 +105,7 @@ def test_create_takes_an_empty_folder_and_refuses_a_run(tmp_path):
 
 def test_metrics_come_back(run):
     assert runs.read_metrics(run) == []
-    records = [{"epoch": 1, "train_loss": 0.1 + 0.2}, {"epoch": 2, "train_loss": 1e-9}]
+    records = [{"epoch": 1, "step": 7, "train_loss": 0.1 + 0.2}, {"epoch": 2, "step": 14, "train_loss": 1e-9}]
     runs.write_metrics(run, records)
     assert [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()] == records
     assert runs.read_metrics(run) == records

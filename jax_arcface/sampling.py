@@ -96,13 +96,20 @@ def balanced_order(
     Returns:
       int64 [N // batch_size, batch_size], numbers of examples, class by class.
 
+    Raises:
+      ValueError: a class without examples, or a P that does not fit.
+
     >>> balanced_order(0, 0, np.array([0, 1, 0, 1, 2, 2]), num_classes=3, batch_size=4, classes_per_batch=2).shape
     (1, 4)
     """
+    if classes_per_batch > num_classes or batch_size % classes_per_batch:
+        raise ValueError(f"{classes_per_batch} of {num_classes} classes cannot make a batch of {batch_size}")
     n, images = len(labels), batch_size // classes_per_batch
     order = permutation(seed, "order", epoch, n)
     by_class = order[np.argsort(labels[order], kind="stable")]  # each class's examples in the epoch's order
     counts = np.bincount(labels, minlength=num_classes)
+    if not counts.all():
+        raise ValueError(f"class {counts.argmin()} has no example")
     starts, taken = np.cumsum(counts) - counts, np.zeros(num_classes, np.int64)
     drawn = generator(seed, "classes", epoch)
     batches = np.empty((n // batch_size, classes_per_batch, images), np.int64)

@@ -186,6 +186,17 @@ def test_balanced_batches_follow_the_recipe():
         assert batch.tolist() == expected
 
 
+def test_balanced_batches_that_cannot_be_made():
+    with pytest.raises(ValueError, match="class 1 has no example"):
+        balanced_order(0, 0, np.array([0, 0, 2, 2]), num_classes=3, batch_size=4, classes_per_batch=2)
+    with pytest.raises(ValueError, match="class 2 has no example"):
+        balanced_order(0, 0, np.array([0, 0, 1, 1]), num_classes=3, batch_size=4, classes_per_batch=2)
+    with pytest.raises(ValueError, match="4 of 3 classes cannot make a batch of 4"):
+        balanced_order(0, 0, np.array([0, 1, 2, 2]), num_classes=3, batch_size=4, classes_per_batch=4)
+    with pytest.raises(ValueError, match="2 of 3 classes cannot make a batch of 3"):
+        balanced_order(0, 0, np.array([0, 1, 2, 2]), num_classes=3, batch_size=3, classes_per_batch=2)
+
+
 def test_normal_draws_are_normal_and_their_own():
     draws = np.concatenate([normal_draws(0, step, 1000) for step in range(20)])
     assert scipy.stats.kstest(draws, "norm").pvalue > 0.01

@@ -42,19 +42,19 @@ def from_neutral(state: nnx.State, weights: Mapping[str, np.ndarray]) -> nnx.Sta
     """A state of the structure of `state` (whose values may be abstract) with the values of `weights`.
 
     Raises:
-      ValueError: a name that is missing or left over, or a shape that differs.
+      ValueError: a name that is missing or not known, or a shape that does not fit; the message names it.
     """
-    leaves = _leaves(state)
-    names = {neutral_name(path) for path, _ in leaves}
-    if names != set(weights):
-        missing, extra = sorted(names - set(weights)), sorted(set(weights) - names)
-        raise ValueError(f"the weights do not fit the model: missing {missing[:3]}, not expected {extra[:3]}")
+    shapes = neutral_shapes(state)
+    if missing := shapes.keys() - weights.keys():
+        raise ValueError(f"it has no {min(missing)}, which the model needs")
+    if strange := weights.keys() - shapes.keys():
+        raise ValueError(f"it has {min(strange)}, which the model does not know")
+    for name, shape in sorted(shapes.items()):
+        if weights[name].shape != shape:
+            raise ValueError(f"its {name} has shape {weights[name].shape}; the model needs {shape}")
     filled = []
-    for path, leaf in leaves:
-        name = neutral_name(path)
-        value = _transposed(path, weights[name], back=True)
-        if value.shape != leaf.shape:
-            raise ValueError(f"{name} has shape {value.shape} where the model has {leaf.shape} (in Flax's layout)")
+    for path, leaf in _leaves(state):
+        value = _transposed(path, weights[neutral_name(path)], back=True)
         filled.append((path, leaf.replace(jnp.asarray(value))))
     return nnx.from_flat_state(filled)
 

@@ -145,7 +145,7 @@ class ResNet(Backbone):
     """A ResNet for small images: a 3x3 convolution, stages of basic blocks, the mean over the pixels.
 
     Args:
-      image_shape: (H, W, C), of any size.
+      image_shape: (H, W, C), at least 4x4 for three stages, 8x8 for four.
       embedding_dim: D. width: factor on the channels. dropout: before the embedding's linear layer.
       stages: each stage's number of channels; the first convolution has the first stage's.
       blocks: basic blocks in a stage; the first of each stage but the first has stride 2.
@@ -167,6 +167,8 @@ class ResNet(Backbone):
         projection: bool,
     ):
         super().__init__()
+        # a ResNet is called after its layers with weights, and each stage but the first halves the image
+        _check_size(f"resnet{2 + 2 * blocks * len(stages)}", image_shape, 2 ** (len(stages) - 1))
         channels = [_scaled(n, width) for n in stages]
         shortcut = _ProjectedShortcut if projection else _PaddedShortcut
         self.conv = nn.Conv2d(image_shape[2], channels[0], 3, padding=1, bias=False)

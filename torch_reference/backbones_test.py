@@ -64,7 +64,7 @@ def test_width_rounds_ties_to_even_and_leaves_one_channel():
     assert AirNet((9, 9, 3), 2, width=1e-3).whiten.out_channels == 24
 
 
-@pytest.mark.parametrize(("name", "size"), [("lenet", 8), ("airnet", 9)])
+@pytest.mark.parametrize(("name", "size"), [("lenet", 8), ("airnet", 9), ("resnet20", 4), ("resnet18", 8)])
 def test_too_small_images_are_refused(name, size):
     make_backbone(name, (size, size, 1), 2, width=0.1)
     with pytest.raises(

@@ -125,6 +125,8 @@ def train(options: TrainOptions) -> None:
         runs.check_free(out)
     if options.tensorboard:
         event_writer()
+    if machine.compile:
+        _check_compiler(machine.device)
     dataset = data.load(config.dataset, config.data_dir, image_size=config.image_size)
     # what `fit` would say too, but before there is a run directory
     training.check_fit(config, dataset)
@@ -164,7 +166,10 @@ def _replicas(options: TrainOptions) -> dict[str, TrainConfig]:
             raise UserError(f"--margins is {options.margins!r}; it must be numbers with commas: 0.3,0.4,0.5") from None
         if len({f"{margin:g}" for margin in margins}) < len(margins):
             raise UserError(f"--margins is {options.margins!r}; each margin must be given once")
-        return {f"margin-{margin:g}": dataclasses.replace(config, margin=margin) for margin in margins}
+        try:
+            return {f"margin-{margin:g}": dataclasses.replace(config, margin=margin) for margin in margins}
+        except UserError as error:
+            raise UserError(str(error).replace("--margin", "--margins")) from None
     if options.replicas < 1:
         raise UserError(f"--replicas is {options.replicas}; it must be at least 1")
     seeds = range(config.seed, config.seed + options.replicas)
@@ -184,7 +189,8 @@ def _train_one(
     described = (dataset, *data.channel_statistics(dataset.train.images))
     if options.resume:
         runs.check_dataset(run, *described)
-        state = _resumed_state(config, run, dataset, machine)
+        state = training.initial_state(config, dataset, machine)
+        runs.read_checkpoint(run, state.load_arrays)
         records = [record for record in runs.read_metrics(run) if record["step"] <= state.step]
     else:
         runs.create(run, config)
@@ -213,17 +219,6 @@ def _train_one(
             f"stopped after {state.step} of {config.epochs * steps_per_epoch} steps; go on with: --resume --out {run}"
         )
     return _finish(run, state, dataset, machine, seconds)
-
-
-def _resumed_state(config: TrainConfig, run: Path, dataset: data.Dataset, machine: Machine) -> training.TrainState:
-    state = training.initial_state(config, dataset, machine)
-    arrays = runs.read_checkpoint(run)
-    if arrays is not None:
-        try:
-            state.load_arrays(arrays)
-        except (ValueError, KeyError):
-            raise UserError(f"{run / 'checkpoints'} does not fit the model of {run / 'config.json'}") from None
-    return state
 
 
 def _finish(run: Path, state: training.TrainState, dataset: data.Dataset, machine: Machine, seconds: float) -> float:
@@ -291,6 +286,17 @@ def _deterministic(wanted: bool) -> Iterator[None]:
         yield
     finally:
         torch.use_deterministic_algorithms(before)
+
+
+def _check_compiler(device: str) -> None:
+    """Raises UserError where `torch.compile` cannot compile as little as a sum."""
+    try:
+        torch.compile(lambda x: x + 1)(torch.zeros(1, device=device))
+    except Exception as error:  # whatever torch or the compiler came up with
+        raise UserError(
+            f"--compile finds nothing to compile with ({str(error).splitlines()[0]}): install a C++ compiler, such as "
+            "g++, or leave it out"
+        ) from None
 
 
 def _device(name: str | None) -> str:
@@ -391,7 +397,11 @@ def evaluate(options: EvaluateOptions) -> None:
         }
         margin = config.objective.margin(config.beyond_pi, config.gradient)
         if margin is not None and len(config.objective.terms) == 1:
-            result["loss"] = mean_loss(embeddings, model.prototypes, labels, margin, config.scale_value)
+            (term,) = config.objective.terms
+            loss = mean_loss(
+                embeddings, model.prototypes, labels, margin, config.scale_value, term.options.get("filter")
+            )
+            result["loss"] = term.weight * loss
         out = options.out or path
     runs.write_json(out / "evaluation.json", result)
     for name, value in result.items():
@@ -433,6 +443,9 @@ def _check_arrays(
         raise UserError(
             f"{path} holds a bias {bias.shape} for prototypes {prototypes.shape}; it must be [C] for [C, D]"
         )
+    for name, array in (("embeddings", embeddings), ("prototypes", prototypes), ("bias", bias)):
+        if array is not None and (array.dtype.kind not in "fiu" or not np.isfinite(array).all()):
+            raise UserError(f"{path} has {name} that are not finite numbers")
     if labels.dtype.kind not in "iu" or labels.min() < 0 or labels.max() >= len(prototypes):
         raise UserError(f"{path} has labels other than the whole numbers from 0 to {len(prototypes) - 1}")
 

@@ -80,7 +80,8 @@ def load(name: str, data_dir: str | os.PathLike[str] | None = None, *, image_siz
     - `digits`: scikit-learn's digits, 8x8x1, with a seeded split. Needs no files.
     - `mnist`, `cifar10`: the published files in their published order, 28x28x1 and 32x32x3, as torchvision lays them
       out in `data_dir`, or where that is not given in the folder that the environment variable `ARCFACE_DATA_DIR`
-      names; they are only read, and every file's checksum is verified. torchvision downloads what is not there.
+      names; they are only read, and every file's checksum is verified. Where neither is given torchvision downloads
+      them, into `datasets` in PyTorch's cache folder.
     - A path (with a separator, or an existing folder that is not called as above): `PATH/train/CLASS/*` and
       `PATH/test/CLASS/*`, or `PATH/CLASS/*` with a seeded split, as *.png, *.jpg or *.jpeg. Images are grey (C = 1)
       where all of them are, and RGB otherwise. Other files, hidden ones and folders inside a class's folder are
@@ -222,6 +223,17 @@ def _read_mnist(root: Path) -> Dataset:
     return Dataset("mnist", split("train"), split("t10k"), tuple("0123456789"))
 
 
+def _download_mnist(root: Path) -> None:
+    _torchvision.datasets().MNIST(root, download=True)
+
+
+def _download_cifar10(root: Path) -> None:
+    # torchvision's CIFAR10 would not only download and unpack but unpickle, too, before the files are verified
+    datasets = _torchvision.datasets()
+    source = datasets.CIFAR10
+    datasets.utils.download_and_extract_archive(source.url, root, filename=source.filename, md5=source.tgz_md5)
+
+
 def _read_cifar10(root: Path) -> Dataset:
     # torchvision unpickles these files, and a pickle can run anything: they were verified before this is called
     train, test = (_torchvision.datasets().CIFAR10(root, train=train) for train in (True, False))
@@ -234,18 +246,20 @@ def _read_cifar10(root: Path) -> Dataset:
 
 @dataclasses.dataclass(frozen=True)
 class _Published:
-    """Where a published data set's files are below the data folder, their SHA-256 checksums, and how they are read."""
+    """A published data set: where its files are below the data folder, and their SHA-256 checksums.
 
-    torchvision: str
+    `download` puts the files below a folder, without looking into them; `read` reads them once they are verified.
+    """
+
     folder: str
     sha256: Mapping[str, str]
+    download: Callable[[Path], None]
     read: Callable[[Path], Dataset]
 
 
 _PUBLISHED: Mapping[str, _Published] = MappingProxyType(
     {
         "mnist": _Published(
-            torchvision="MNIST",
             folder="MNIST/raw",
             sha256={
                 "train-images-idx3-ubyte.gz": "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609",
@@ -253,10 +267,10 @@ _PUBLISHED: Mapping[str, _Published] = MappingProxyType(
                 "t10k-images-idx3-ubyte.gz": "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6",
                 "t10k-labels-idx1-ubyte.gz": "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6",
             },
+            download=_download_mnist,
             read=_read_mnist,
         ),
         "cifar10": _Published(
-            torchvision="CIFAR10",
             folder="cifar-10-batches-py",
             sha256={
                 "batches.meta": "f962466ef690d46b226450fb9aadc74ba4bc64a76aa526b5827fe4bc5c7125cb",
@@ -267,6 +281,7 @@ _PUBLISHED: Mapping[str, _Published] = MappingProxyType(
                 "data_batch_5": "d91802434d8376bbaeeadf58a737e3a1b12ac839077e931237e0dcd43adcb154",
                 "test_batch": "f53d8d457504f7cff4ea9e021afcf0e0ad8e24a91f3fc42091b8adef61157831",
             },
+            download=_download_cifar10,
             read=_read_cifar10,
         ),
     }
@@ -274,7 +289,10 @@ _PUBLISHED: Mapping[str, _Published] = MappingProxyType(
 
 
 def _find_published(name: str, data_dir: str | os.PathLike[str] | None) -> Path:
-    """The folder that holds the published files, downloaded if need be, each file's checksum verified."""
+    """The folder that holds the published files, each file's checksum verified.
+
+    They are downloaded into PyTorch's cache folder alone, never into one that the user gave.
+    """
     published = _PUBLISHED[name]
     given = data_dir or os.environ.get(_DIRECTORY_VARIABLE)
     kept = Path(torch.hub.get_dir()).parent / "datasets"
@@ -284,16 +302,20 @@ def _find_published(name: str, data_dir: str | os.PathLike[str] | None) -> Path:
         raise UserError(
             f"{root / published.folder} holds only some of the files of {name}: {', '.join(missing)} not found there"
         )
+    remedy = (
+        f"put {published.folder}/{{{', '.join(published.sha256)}}} in a folder and name that folder with --data-dir or "
+        f"the environment variable {_DIRECTORY_VARIABLE}"
+    )
+    if missing and given:
+        raise UserError(f"{name} is not at hand: {root} does not hold it: {remedy}")
     if missing:
         try:
             with contextlib.redirect_stdout(sys.stderr):
-                getattr(_torchvision.datasets(), published.torchvision)(root, download=True)
+                published.download(root)
         except Exception as error:  # whatever torchvision, the network or the disk came up with
             raise UserError(
-                f"{name} is not at hand: {f'{root} does not hold it' if given else 'no data folder is given'}, and "
-                f"torchvision cannot download it ({_brief(error)}): put {published.folder}/"
-                f"{{{', '.join(published.sha256)}}} in a folder and name that folder with --data-dir or the "
-                f"environment variable {_DIRECTORY_VARIABLE}"
+                f"{name} is not at hand: no data folder is given, and torchvision cannot download it "
+                f"({_brief(error)}): {remedy}"
             ) from error
     for file, expected in published.sha256.items():
         _verify(root / published.folder / file, expected)

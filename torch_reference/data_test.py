@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from torch_reference import data
+from torch_reference import _torchvision, data
 from torch_reference.errors import UserError
 
 
@@ -117,15 +117,22 @@ def test_cifar10_is_the_published_one(published, monkeypatch):
     np.testing.assert_array_equal(cifar.test.images[17], row.reshape(3, 32, 32).transpose(1, 2, 0))
 
 
-def test_a_pickle_that_is_not_cifar10s_is_never_loaded(tmp_path):
+def write_traps(root, sprung):
+    """Writes files in the place of CIFAR-10's that make the folder `sprung` when they are unpickled."""
+
     class Trap:
         def __reduce__(self):
-            return os.mkdir, (str(tmp_path / "sprung"),)
+            return os.mkdir, (str(sprung),)
 
-    folder = tmp_path / "cifar-10-batches-py"
-    folder.mkdir()
+    folder = root / "cifar-10-batches-py"
+    folder.mkdir(parents=True)
     for file in data._PUBLISHED["cifar10"].sha256:
         (folder / file).write_bytes(pickle.dumps(Trap()))
+    return folder
+
+
+def test_a_pickle_that_is_not_cifar10s_is_never_loaded(tmp_path):
+    folder = write_traps(tmp_path, tmp_path / "sprung")
     with pytest.raises(UserError, match=r"batches\.meta is damaged: its SHA-256 is [0-9a-f]{64}, expected f962"):
         data.load("cifar10", tmp_path)
     assert not (tmp_path / "sprung").exists()
@@ -150,12 +157,44 @@ def test_some_of_the_files_are_not_enough(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["mnist", "cifar10"])
-def test_what_is_not_there_and_cannot_be_downloaded(name, tmp_path):
+def test_what_is_not_there_and_cannot_be_downloaded(name):
     with pytest.raises(UserError, match=f"{name} is not at hand: no data folder is given, and torchvision cannot") as e:
         data.load(name)
     assert "\n" not in str(e.value)
-    with pytest.raises(UserError, match=r"does not hold it.*--data-dir or the environment variable ARCFACE_DATA_DIR"):
-        data.load(name, tmp_path)
+
+
+@pytest.mark.parametrize("given", ["data_dir", "variable"])
+@pytest.mark.parametrize("name", ["mnist", "cifar10"])
+def test_nothing_is_written_into_a_folder_that_the_user_gave(name, given, tmp_path, monkeypatch):
+    monkeypatch.setattr(_torchvision, "datasets", lambda: pytest.fail("torchvision was asked"))
+    monkeypatch.setenv("ARCFACE_DATA_DIR", str(tmp_path / "nowhere"))
+    message = (
+        rf"{name} is not at hand: \S+/nowhere does not hold it: put \S+/{{.*--data-dir or the environment variable"
+    )
+    with pytest.raises(UserError, match=message):
+        data.load(name, tmp_path / "nowhere" if given == "data_dir" else None)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_downloaded_is_verified_before_it_is_unpickled(tmp_path, monkeypatch):
+    def download(url, root, filename, md5):  # what stands at the place of CIFAR-10 on the network
+        assert (url.rsplit("/", 1)[1], filename, len(md5)) == ("cifar-10-python.tar.gz", filename, 32)
+        write_traps(root, tmp_path / "sprung")
+
+    monkeypatch.setattr(_torchvision.datasets().utils, "download_and_extract_archive", download)
+    with pytest.raises(UserError, match=r"torch/hub/datasets/cifar-10-batches-py/batches\.meta is damaged"):
+        data.load("cifar10")
+    assert not (tmp_path / "sprung").exists()
+
+
+def test_mnist_is_downloaded_into_the_cache_and_read_from_there(published, tmp_path, monkeypatch):
+    def download(root, download):
+        assert download
+        shutil.copytree(published / "MNIST", root / "MNIST")
+
+    monkeypatch.setattr(_torchvision.datasets(), "MNIST", download)
+    assert data.load("mnist").test.labels[:5].tolist() == [7, 2, 1, 0, 4]
+    assert (tmp_path / "torch" / "hub" / "datasets" / "MNIST" / "raw").is_dir()
 
 
 # ---- a folder of images

@@ -233,7 +233,7 @@ def test_a_compiled_backbone_is_trained(run, monkeypatch, tmp_path):
 
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=backend))
     assert main(["train", *SMALL, "--epochs", "2", "--compile", "--out", str(tmp_path / "run")]) == 0
-    assert len(graphs) == 1
+    assert len(graphs) == 2  # a trial, and the backbone
     expected, found = (safetensors.numpy.load_file(out / "model.safetensors") for out in (run, tmp_path / "run"))
     for name, array in expected.items():
         np.testing.assert_allclose(found[name], array, rtol=1e-5, atol=1e-6, err_msg=name)
@@ -290,8 +290,9 @@ TRAIN_MISTAKES = [
     (["--loss", "arcfac"], "there is no --loss 'arcfac': did you mean 'arcface'?"),
     (
         ["--loss", "triplet", "--margins", "0.1,0.2"],
-        "--margin has no effect on --loss triplet; its margin is an option",
+        "--margins has no effect on --loss triplet; its margin is an option",
     ),
+    (["--margins", "0.3,9"], "--margins is 9; for --loss arcface it must be at least 0 and below 3.142 (in radians)"),
     (["--classes-per-batch", "1"], "--classes-per-batch is 1; it must be 0, or at least 2 and divide --batch-size, 64"),
     (["--classes-per-batch", "7"], "--classes-per-batch is 7; it must be 0, or at least 2 and divide --batch-size, 64"),
     (["--classes-per-batch", "16"], "--classes-per-batch is 16, but there are only 10 classes"),
@@ -333,10 +334,42 @@ def test_a_device_that_is_not_there(capsys, monkeypatch):
     )
 
 
+def test_a_compiler_that_is_not_there(capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr("torch._inductor.config.cpp.cxx", (None, "/nonexistent"))
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "compiled"))
+    message = complaint(capsys, "train", *SMALL, "--compile", "--out", str(tmp_path / "run"))
+    assert message.startswith("--compile finds nothing to compile with (")
+    assert message.endswith("): install a C++ compiler, such as g++, or leave it out")
+    assert not (tmp_path / "run").exists()
+
+
 def test_tensorboard_that_is_not_installed(capsys, monkeypatch, tmp_path):
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    monkeypatch.setitem(sys.modules, "tensorboardX", None)
     words = [*SMALL, "--epochs", "1", "--tensorboard", "--out", str(tmp_path / "run")]
-    assert complaint(capsys, "train", *words) == "--tensorboard needs tensorboard: pip install tensorboard"
+    expected = "--tensorboard needs tensorboardX: pip install 'jax-arcface[tensorboard]'"
+    assert complaint(capsys, "train", *words) == expected
+    assert not list(tmp_path.iterdir())
+
+
+def scalars_in(run):
+    """The scalars in a run's event files: TFRecords, each a length and its checksum, a message and its checksum."""
+    event_pb2 = pytest.importorskip("tensorboardX.proto.event_pb2")
+    scalars = {}
+    for file in run.glob("events.out.tfevents.*"):
+        content, at = file.read_bytes(), 0
+        while at < len(content):
+            length = int.from_bytes(content[at : at + 8], "little")
+            event = event_pb2.Event.FromString(content[at + 12 : at + 12 + length])
+            scalars |= {(event.step, value.tag): value.simple_value for value in event.summary.value}
+            at += 12 + length + 4
+    return scalars
+
+
+def test_tensorboard_gets_every_number_of_every_epoch(tmp_path):
+    out = tmp_path / "run"
+    assert main(["train", *SMALL, "--epochs", "2", "--tensorboard", "--out", str(out)]) == 0
+    expected = {(record["step"], name): record[name] for record in runs.read_metrics(out) for name in list(record)[2:]}
+    assert scalars_in(out) == {place: np.float32(value) for place, value in expected.items()}
 
 
 def test_a_folder_that_is_taken(run, tmp_path, capsys):
@@ -456,7 +489,7 @@ def test_an_unknown_command(capsys):
 def test_importing_is_light():
     script = (
         "import sys, torch_reference, torch_reference.__main__, torch\n"
-        "heavy = ('jax', 'jax_arcface', 'torchvision', 'sklearn', 'matplotlib', 'PIL', 'tensorboard')\n"
+        "heavy = ('jax', 'jax_arcface', 'torchvision', 'sklearn', 'matplotlib', 'PIL', 'tensorboardX')\n"
         "print([name for name in heavy if name in sys.modules], torch.cuda.is_initialized())"
     )
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)

@@ -21,7 +21,7 @@ class Progress(Reporter):
       epochs: of the whole training.
       steps_per_epoch: of the training.
       checkpoint_every: epochs between two checkpoints; 0 writes none.
-      tensorboard: also writes TensorBoard events into the run directory (needs tensorboard).
+      tensorboard: also writes TensorBoard events into the run directory (needs tensorboardX).
       start: steps done before.
       name: what each line begins with.
     """
@@ -97,10 +97,10 @@ def event_writer() -> Any:
     """The class that writes TensorBoard events.
 
     Raises:
-      UserError: tensorboard is not installed.
+      UserError: tensorboardX is not installed.
     """
     try:
-        from torch.utils.tensorboard import SummaryWriter
+        from tensorboardX import SummaryWriter
     except ImportError:
-        raise UserError("--tensorboard needs tensorboard: pip install tensorboard") from None
+        raise UserError("--tensorboard needs tensorboardX: pip install 'jax-arcface[tensorboard]'") from None
     return SummaryWriter

@@ -18,7 +18,7 @@ import dataclasses
 import json
 import os
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -106,9 +106,22 @@ def write_metrics(run: Path, records: Sequence[Mapping[str, Any]]) -> None:
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
-    """The records of `metrics.jsonl`; none where there is no such file yet."""
+    """The records of `metrics.jsonl`; none where there is no such file yet.
+
+    Raises:
+      UserError: a line that is not the record of an epoch.
+    """
     path = run / "metrics.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    records = []
+    for number, line in enumerate(path.read_text().splitlines() if path.exists() else [], start=1):
+        try:
+            record = json.loads(line)
+        except ValueError:
+            record = None
+        if not isinstance(record, dict) or not isinstance(record.get("step"), int):
+            raise UserError(f"line {number} of {path} is not the record of an epoch: remove it")
+        records.append(record)
+    return records
 
 
 def write_weights(run: Path, weights: Arrays) -> None:
@@ -169,7 +182,24 @@ def read_dataset(run: Path) -> dict[str, Any]:
         described: dict[str, Any] = json.loads(path.read_text())
     except ValueError as error:
         raise UserError(f"{path} is not JSON: {error}") from None
+    if not _is_description(described):
+        raise UserError(f"{path} must hold a JSON object with name, image_shape, class_names, mean and std")
     return described
+
+
+def _is_description(value: Any) -> bool:
+    """Whether it is what `_described` gives, but for the numbers' values."""
+    match value:
+        case {
+            "name": str(),
+            "image_shape": [int(), int(), int() as channels],
+            "class_names": [*names],
+            "mean": [*mean],
+            "std": [*std],
+        }:
+            are_numbers = all(isinstance(number, int | float) for number in (*mean, *std))
+            return all(isinstance(name, str) for name in names) and are_numbers and len(mean) == len(std) == channels
+    return False
 
 
 def write_npz(path: Path, **arrays: np.ndarray) -> None:
@@ -208,14 +238,19 @@ def write_checkpoint(run: Path, step: int, state: Arrays) -> None:
             older.unlink()
 
 
-def read_checkpoint(run: Path) -> Arrays | None:
-    """The latest checkpoint; None where there is none.
+def read_checkpoint(run: Path, load: Callable[[Arrays], None]) -> None:
+    """Gives the latest checkpoint, if there is one, to `load`, which raises ValueError where it does not fit.
 
     Raises:
-      UserError: a damaged file.
+      UserError: a checkpoint that is damaged or does not fit.
     """
-    paths = _checkpoints(run)
-    return _read_safetensors(paths[-1]) if paths else None
+    if not (paths := _checkpoints(run)):
+        return
+    arrays = _read_safetensors(paths[-1])
+    try:
+        load(arrays)
+    except ValueError:
+        raise UserError(f"{paths[-1]} does not fit the model of {run / 'config.json'}") from None
 
 
 def _checkpoints(run: Path) -> list[Path]:

@@ -252,12 +252,18 @@ class TrainState:
         """Takes over what `to_arrays` gave.
 
         Raises:
-          ValueError: arrays that do not fit the model.
+          ValueError: arrays that do not fit the model, its optimiser or its losses.
         """
+        values = [f"losses.{loss}.{name}" for loss, state in self.losses.items() for name in state]
+        if missing := {"step", "loss_sum", "accuracy_sum", *values} - arrays.keys():
+            raise ValueError(f"it has no {min(missing)}")
         prefix = "model."
         model = {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
         weights.load_arrays(self.model, model)
         parameters = dict(self.model.named_parameters())
+        memory = {name.split(".")[1] for name in arrays if name.startswith("optimizer.")}
+        if memory != (_memory_of(self.optimizer) if arrays["step"] > 0 else set()):
+            raise ValueError(f"its optimiser's memory is {sorted(memory)}, that of another optimiser")
         for name, array in arrays.items():
             if name.startswith("optimizer."):
                 _, key, of = name.split(".", 2)
@@ -274,6 +280,13 @@ class TrainState:
                 state[name] = found.to(value.device)
         self.step = int(arrays["step"])
         self.loss_sum, self.accuracy_sum = float(arrays["loss_sum"]), float(arrays["accuracy_sum"])
+
+
+def _memory_of(optimizer: torch.optim.Optimizer) -> set[str]:
+    """What an optimiser keeps of each parameter after a step."""
+    if isinstance(optimizer, torch.optim.AdamW):
+        return {"step", "exp_avg", "exp_avg_sq"}
+    return {"momentum_buffer"} if optimizer.defaults["momentum"] > 0 else set()
 
 
 def initial_state(config: TrainConfig, dataset: Dataset, machine: Machine | None = None) -> TrainState:

@@ -349,7 +349,7 @@ def test_what_a_loss_remembers_is_in_the_checkpoint(digits):
     state = initial_state(dataclasses.replace(SMALL, loss="adaface+center"), digits)
     with pytest.raises(ValueError, match="centers of center has shape"):
         state.load_arrays(arrays | {"losses.center.centers": np.zeros((2, 8), np.float32)})
-    with pytest.raises(KeyError):
+    with pytest.raises(ValueError, match=r"it has no losses\.adaface\.std"):
         state.load_arrays({name: array for name, array in arrays.items() if name != "losses.adaface.std"})
 
 
@@ -358,6 +358,24 @@ def test_a_checkpoint_of_another_model_is_refused(digits):
     state = initial_state(dataclasses.replace(SMALL, width=0.3), digits)
     with pytest.raises(ValueError, match="shape"):
         state.load_arrays(arrays)
+
+
+MEMORIES = {"sgd": {"optimizer": "sgd"}, "none": {"optimizer": "sgd", "momentum": 0.0}, "adamw": {"optimizer": "adamw"}}
+
+
+@pytest.mark.parametrize("trained", MEMORIES)
+@pytest.mark.parametrize("resumed", MEMORIES)
+def test_a_checkpoint_of_another_optimizer_is_refused(trained, resumed, digits):
+    configs = [dataclasses.replace(SMALL, **MEMORIES[name]) for name in (trained, resumed)]
+    steps = Collector()
+    arrays = fit(configs[0], digits, reporter=steps, stop=lambda: len(steps.losses) == 1).to_arrays()
+    state = initial_state(configs[1], digits)
+    if trained == resumed:
+        state.load_arrays(arrays)
+        assert state.step == 1
+    else:
+        with pytest.raises(ValueError, match="that of another optimiser"):
+            state.load_arrays(arrays)
 
 
 def test_how_it_is_computed_changes_rounding_only(digits):

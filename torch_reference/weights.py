@@ -78,7 +78,7 @@ def load_arrays(model: nn.Module, arrays: dict[str, np.ndarray]) -> None:
         raise ValueError(f"it has no {min(missing)}, which the model needs")
     if strange := arrays.keys() - expected.keys():
         raise ValueError(f"it has {min(strange)}, which the model does not know")
-    for name, value in expected.items():
+    for name, value in sorted(expected.items()):
         if arrays[name].shape != tuple(value.shape):
             raise ValueError(f"its {name} has shape {arrays[name].shape}; the model needs {tuple(value.shape)}")
     model.load_state_dict(state | {name: torch.from_numpy(array) for name, array in arrays.items()})

@@ -9,7 +9,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from jax_arcface.fused import fused_margin_softmax_loss, has_many_cosines, nearest_class
-from jax_arcface.losses import cosines, linear_logits, margin_softmax_loss, normalize
+from jax_arcface.losses import checked_labels, cosines, linear_logits, margin_softmax_loss, normalize
 from jax_arcface.margins import Margin
 
 
@@ -30,7 +30,8 @@ def predict(
     [1, 1]
     """
     embeddings = np.asarray(embeddings)
-    blocks = [embeddings[i : i + block_size] for i in range(0, len(embeddings), block_size)]
+    starts = range(0, max(len(embeddings), 1), block_size)  # of no embeddings there is one block, an empty one
+    blocks = [embeddings[start : start + block_size] for start in starts]
     return np.concatenate([_predict(block, prototypes, bias) for block in blocks]).astype(np.int64)
 
 
@@ -61,11 +62,15 @@ def class_means(embeddings: ArrayLike, labels: ArrayLike, num_classes: int) -> n
     Returns:
       float32 [C, D]; zero for a class without an example.
 
+    Raises:
+      ValueError: a label outside [0, C), or not one for each embedding.
+      TypeError: labels that are not integers.
+
     >>> class_means(jnp.array([[2.0, 0.0], [0.0, 3.0], [0.0, -1.0]]), jnp.array([0, 0, 1]), 2)
     array([[ 0.5,  0.5],
            [ 0. , -1. ]], dtype=float32)
     """
-    labels = np.asarray(labels)
+    labels = np.asarray(checked_labels(labels, np.shape(embeddings)[0], num_classes))
     sums = np.zeros((num_classes, np.shape(embeddings)[1]))
     np.add.at(sums, labels, np.asarray(normalize(embeddings)))
     return (sums / np.maximum(np.bincount(labels, minlength=num_classes), 1)[:, None]).astype(np.float32)
@@ -77,19 +82,25 @@ def mean_loss(
     labels: ArrayLike,
     margin: Margin,
     scale: float,
+    filter_above: float | None = None,
     block_size: int = 1000,
 ) -> float:
-    """The mean margin softmax loss of embeddings [N, D] with labels [N], block_size at a time."""
+    """The mean margin softmax loss of embeddings [N, D] with labels [N], block_size at a time.
+
+    `filter_above` is that of `margin_logits`.
+    """
     embeddings, labels = np.asarray(embeddings), np.asarray(labels)
     total = 0.0
     for start in range(0, len(labels), block_size):
         block = slice(start, start + block_size)
-        loss = _loss(embeddings[block], prototypes, labels[block], margin, scale)
+        loss = _loss(embeddings[block], prototypes, labels[block], margin, scale, filter_above)
         total += float(loss) * len(labels[block])
     return total / len(labels)
 
 
 @jax.jit
-def _loss(embeddings: Array, prototypes: Array, labels: Array, margin: Margin, scale: Array) -> Array:
+def _loss(
+    embeddings: Array, prototypes: Array, labels: Array, margin: Margin, scale: Array, filter_above: float | None
+) -> Array:
     loss = fused_margin_softmax_loss if has_many_cosines(embeddings, prototypes) else margin_softmax_loss
-    return loss(embeddings, prototypes, labels, margin, scale)
+    return loss(embeddings, prototypes, labels, margin, scale, filter_above=filter_above)

@@ -54,6 +54,10 @@ def class_means(embeddings: Array, labels: Array, num_classes: int) -> Tensor:
     Returns:
       [C, D], float32 (float64 for float64); 0 for a class without examples.
 
+    Raises:
+      ValueError: a label outside [0, C), or not one for each embedding.
+      TypeError: labels that are not integers.
+
     >>> class_means(torch.tensor([[2.0, 0.0], [0.0, 3.0]]), torch.tensor([1, 1]), num_classes=2)
     tensor([[0.0000, 0.0000],
             [0.5000, 0.5000]])
@@ -66,13 +70,22 @@ def class_means(embeddings: Array, labels: Array, num_classes: int) -> Tensor:
 
 @torch.no_grad()
 def mean_loss(
-    embeddings: Array, prototypes: Array, labels: Array, margin: Margin, scale: float, block_size: int = 1000
+    embeddings: Array,
+    prototypes: Array,
+    labels: Array,
+    margin: Margin,
+    scale: float,
+    filter_above: float | None = None,
+    block_size: int = 1000,
 ) -> float:
     """The mean margin softmax loss of embeddings [N, D] with labels [N], block_size at a time.
+
+    `filter_above` is that of `margin_logits`.
 
     >>> mean_loss(torch.eye(2), torch.eye(2), torch.tensor([0, 1]), Margin.cosface(1.0), scale=1.0)  # log 2
     0.6931...
     """
     x, w, y = map(torch.as_tensor, (embeddings, prototypes, labels))
     blocks = zip(x.split(block_size), y.split(block_size), strict=True)
-    return sum(margin_softmax_loss(xs, w, ys, margin, scale).item() * len(ys) for xs, ys in blocks) / len(y)
+    sums = (margin_softmax_loss(xs, w, ys, margin, scale, 0.0, filter_above).item() * len(ys) for xs, ys in blocks)
+    return sum(sums) / len(y)

@@ -51,6 +51,8 @@ def test_the_first_of_equals():
 
 def test_mean_loss_does_not_depend_on_the_blocks():
     x, w, y = torch.randn(10, 3), torch.randn(4, 3), torch.arange(10) % 4
-    whole = margin_softmax_loss(x, w, y, Margin.arcface(), 8.0).item()
-    for size in (3, 100):
-        assert mean_loss(x, w, y, Margin.arcface(), 8.0, block_size=size) == pytest.approx(whole, rel=1e-5)
+    for threshold in (None, 0.1):
+        whole = margin_softmax_loss(x, w, y, Margin.arcface(), 8.0, filter_above=threshold).item()
+        for size in (3, 100):
+            found = mean_loss(x, w, y, Margin.arcface(), 8.0, threshold, block_size=size)
+            assert found == pytest.approx(whole, rel=1e-5)
