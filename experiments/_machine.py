@@ -16,7 +16,8 @@ _PACKAGES = {"jax": "jax", "jaxlib": "jaxlib", "numpy": "numpy", "torch": "torch
 def machine() -> str:
     """Processor, cores and versions, in a line."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return f"{processor()}, {cores} cores, Python {platform.python_version()}, jax {version('jax')}"
+    counted = f"{cores} core" if cores == 1 else f"{cores} cores"
+    return f"{processor()}, {counted}, Python {platform.python_version()}, jax {version('jax')}"
 
 
 def processor() -> str:

@@ -5,14 +5,12 @@
 
 Reads the run directories in a folder, whichever program wrote them; with `--train` it first trains, with `jax_arcface`,
 those losses that are not there yet: the rows of ArcFace's table 2 and the rest of docs/losses.md, each with the data
-set's recipe, whose margin warm-up takes at most a quarter of the epochs here. Prints the table and writes it into the
-folder, as losses.md and losses.json.
+set's recipe, whose margin warm-up takes at most a quarter of the epochs here. A training that was interrupted goes on.
+Prints the table of the finished ones and writes it into the folder, as losses.md and losses.json.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import re
 import sys
 from pathlib import Path
@@ -20,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from experiments._arguments import Parser, UserError, check_at_least
 from experiments._machine import machine
 from jax_arcface import config, runs
 from jax_arcface.__main__ import main as jax_arcface
@@ -44,27 +43,46 @@ ANGLES = {
 }
 
 
-def main(words: list[str]) -> None:
-    """Trains where asked, and prints and writes the table."""
+def main(words: list[str]) -> int:
+    """Trains where asked, and prints and writes the table; gives the exit status of a training that does not finish."""
     options, flags = _parser().parse_known_args(words)
+    check_at_least(1, epochs=options.epochs)
     given = [f"--{name}" for name in ("dataset", "epochs", "losses") if getattr(options, name) is not None]
     if not options.train and (idle := given + flags):
-        sys.exit(f"{idle[0]} has no effect without --train")
+        raise UserError(f"{idle[0]} has no effect without --train")
     if options.train:
-        for loss in options.losses or LOSSES:
-            out = options.folder / re.sub(r"[^\w.=+]+", "-", loss)
-            if not (out / "embeddings.npz").exists():
-                jax_arcface(
-                    ["train", *_recipe(options.dataset or "digits", loss, options.epochs), "--out", str(out), *flags]
-                )
-    rows = [row(file.parent) for file in sorted(options.folder.glob("*/embeddings.npz"))]
-    if not rows:
-        sys.exit(f"{options.folder} holds no finished run directory; --train makes some")
+        recipes = {
+            loss: _recipe(options.dataset or "digits", loss, options.epochs) for loss in options.losses or LOSSES
+        }
+        for loss, recipe in recipes.items():
+            run = options.folder / re.sub(r"[^\w.=+]+", "-", loss)
+            begun = (run / "config.json").exists()
+            if begun and is_finished(run):
+                continue
+            status = jax_arcface(["train", *recipe, "--out", str(run), *flags, *(["--resume"] if begun else [])])
+            if status or not is_finished(run):
+                return status
+    found = [file.parent for file in sorted(options.folder.glob("*/config.json"))]
+    finished = [run for run in found if is_finished(run)]
+    if left := [run.name for run in found if run not in finished]:
+        print(f"left out, as their training has not ended: {', '.join(left)}", file=sys.stderr)
+    if not finished:
+        raise UserError(f"{options.folder} holds no finished run directory; --train makes some")
+    rows = [row(run) for run in finished]
     rows.sort(key=lambda row: LOSSES.index(row["loss"]) if row["loss"] in LOSSES else len(LOSSES))
     text = markdown(rows)
     print(text)
-    (options.folder / "losses.md").write_text(text)
-    (options.folder / "losses.json").write_text(json.dumps({"machine": machine(), "rows": rows}, indent=2) + "\n")
+    with runs.written_whole(options.folder / "losses.md") as file:
+        file.write_text(text)
+    runs.write_json(options.folder / "losses.json", {"machine": machine(), "rows": rows})
+    return 0
+
+
+def is_finished(run: Path) -> bool:
+    """Whether a run was trained to its last epoch: one that was interrupted, too, leaves embeddings."""
+    records = runs.read_metrics(run)
+    has_ended = bool(records) and records[-1]["epoch"] == runs.read_config(run).epochs
+    return has_ended and (run / "embeddings.npz").exists()
 
 
 def _recipe(dataset: str, loss: str, epochs: int | None) -> list[str]:
@@ -145,12 +163,8 @@ def markdown(rows: list[dict[str, Any]]) -> str:
     return "\n".join([*lines, "", f"Angles in degrees. {'; '.join(notes)}.", ""])
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments compare_losses",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def _parser() -> Parser:
+    parser = Parser("compare_losses", __doc__)
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="folder of run directories")
     parser.add_argument(
         "--train", action="store_true", help="train what is not there; further flags are those of train"

@@ -1,12 +1,18 @@
 import json
 import math
+import signal
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from experiments.__main__ import main
-from experiments.compare_losses import angles
+from experiments.compare_losses import LOSSES, angles
+from jax_arcface.__main__ import main as jax_arcface
+from jax_arcface.progress import Progress
 from jax_arcface.runs import read_config
+
+LITTLE = ["--width", "0.05", "--embedding-dim", "4"]
 
 
 def test_angles_of_a_known_arrangement():
@@ -24,7 +30,7 @@ def test_angles_of_a_known_arrangement():
 
 def test_trains_and_tabulates(tmp_path, capsys):
     words = ["compare_losses", str(tmp_path), "--train", "--losses", "arcface:m=0.4", "softmax", "--epochs", "1"]
-    assert main([*words, "--width", "0.05", "--embedding-dim", "4"]) == 0
+    assert main([*words, *LITTLE]) == 0
     # the recipe's three epochs of margin warm-up become a quarter of the one here
     assert read_config(tmp_path / "arcface-m=0.4").margin_warmup_epochs == 0.25
     said = capsys.readouterr().out
@@ -40,7 +46,62 @@ def test_trains_and_tabulates(tmp_path, capsys):
     assert json.loads((tmp_path / "losses.json").read_text())["rows"] == rows
 
 
+def test_an_interrupted_training_is_no_row_and_goes_on(tmp_path, capsys, monkeypatch):
+    words = ["compare_losses", str(tmp_path), "--train", "--losses", "softmax", "norm_softmax", "--epochs", "2"]
+    on_step = Progress.on_step
+
+    def interrupted(self, replica, epoch, step, metrics):
+        on_step(self, replica, epoch, step, metrics)
+        if (epoch, step) == (1, 2):
+            signal.raise_signal(signal.SIGINT)
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a program in the background ignores it
+    with monkeypatch.context() as patch:
+        patch.setattr(Progress, "on_step", interrupted)
+        assert main([*words, *LITTLE]) == 0
+    signal.signal(signal.SIGINT, before)
+    assert (tmp_path / "softmax" / "embeddings.npz").exists()
+    assert not (tmp_path / "norm_softmax").exists()
+    assert not (tmp_path / "losses.md").exists()
+    assert main(["compare_losses", str(tmp_path)]) == 2
+    assert "left out, as their training has not ended: softmax" in capsys.readouterr().err
+    assert main([*words, *LITTLE]) == 0
+    rows = json.loads((tmp_path / "losses.json").read_text())["rows"]
+    assert [row["loss"] for row in rows] == ["softmax", "norm_softmax"]
+    assert len((tmp_path / "softmax" / "metrics.jsonl").read_text().splitlines()) == 2
+
+
+def test_a_run_of_no_epochs_is_no_row(tmp_path, capsys):
+    assert jax_arcface(["train", *LITTLE, "--epochs", "0", "--out", str(tmp_path / "nothing")]) == 0
+    assert main(["compare_losses", str(tmp_path)]) == 2
+    assert "left out, as their training has not ended: nothing" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("flag", [("--epochs", "1"), ("--dataset", "mnist"), ("--losses", "cosface"), ("--width", "1")])
-def test_flags_of_training_need_training(tmp_path, flag):
-    with pytest.raises(SystemExit, match=f"{flag[0]} has no effect without --train"):
-        main(["compare_losses", str(tmp_path), *flag])
+def test_flags_of_training_need_training(tmp_path, capsys, flag):
+    assert main(["compare_losses", str(tmp_path), *flag]) == 2
+    assert capsys.readouterr().err == f"experiments: {flag[0]} has no effect without --train\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], "holds no finished run directory; --train makes some"),
+        (["--train", "--losses", "softmax", "arcfase"], "there is no --loss 'arcfase': did you mean 'arcface'?"),
+        (["--train", "--losses", "softmax", "--dataset", "nosuch"], "nosuch"),
+        (["--train", "--epochs", "0"], "--epochs is 0; it must be at least 1"),
+        (["--train", "--epochs", "x"], "argument --epochs: invalid int value: 'x'; see compare_losses --help"),
+        (["--train", "--losses", "softmax", "--widht", "1"], "there is no flag --widht"),
+    ],
+)
+def test_a_mistake_is_one_line_and_status_2(tmp_path, capsys, words, said):
+    assert main(["compare_losses", str(tmp_path), *words]) == 2
+    line = capsys.readouterr().err
+    assert said in line
+    assert line.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_committed_table_has_every_loss():
+    committed = Path(__file__).parent / "results" / "mnist_losses.json"
+    assert [row["loss"] for row in json.loads(committed.read_text())["rows"]] == list(LOSSES)

@@ -11,19 +11,21 @@ in Euclidean distance. Prints both and, with `--json FILE`, writes them.
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from jax_arcface import commands, data
+from experiments._arguments import Parser, UserError, check_at_least
+from jax_arcface import commands, data, runs
 
 
 def main(words: list[str]) -> None:
     """Measures and prints."""
     options = _parser().parse_args(words)
+    check_at_least(1, examples=options.examples, dimensions=options.dimensions)
+    check_at_least(0, seed=options.seed)
     what, train, test = _examples(options)
     started = time.perf_counter()
     result = compare(*train, *test, options.dimensions, options.seed)
@@ -32,7 +34,7 @@ def main(words: list[str]) -> None:
     for name in ("euclidean", "mahalanobis"):
         print(f"nearest neighbour, {name:<12} {100 * result[name]:.2f} %")
     if options.json:
-        options.json.write_text(json.dumps({"what": what} | result, indent=2) + "\n")
+        runs.write_json(options.json, {"what": what} | result)
 
 
 def compare(
@@ -50,7 +52,7 @@ def compare(
     from sklearn.neighbors import KNeighborsClassifier, NeighborhoodComponentsAnalysis
     from sklearn.pipeline import make_pipeline
 
-    dimensions = min(dimensions, x.shape[1])
+    dimensions = min(dimensions, *x.shape)  # there are no more principal components
     # NCA starts from, and is as fast as, the principal components
     learnt = make_pipeline(
         PCA(dimensions, random_state=seed),
@@ -72,7 +74,10 @@ def _examples(options: argparse.Namespace) -> tuple[str, Examples, Examples]:
     run = Path(options.run_or_dataset)
     if (run / "config.json").exists():
         model = commands.load_model(run)
-        dataset = data.load(model.config.dataset, options.data_dir or model.config.data_dir)
+        config = model.config
+        dataset = data.load(config.dataset, options.data_dir or config.data_dir, image_size=config.image_size)
+        if (dataset.image_shape, dataset.class_names) != (model.image_shape, model.class_names):
+            raise UserError(f"{config.dataset} has other classes or other images than those {run} was trained on")
         what, features = f"embeddings of {run}", model.embed
     else:
         dataset = data.load(options.run_or_dataset, options.data_dir)
@@ -92,12 +97,8 @@ def _first(labels: np.ndarray, examples: int) -> np.ndarray:
     return np.sort(np.concatenate([np.flatnonzero(labels == label)[:each] for label in np.unique(labels)]))
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments mahalanobis",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def _parser() -> Parser:
+    parser = Parser("mahalanobis", __doc__)
     parser.add_argument("run_or_dataset", metavar="RUN_OR_DATASET")
     parser.add_argument("--data-dir", help="folder with the data set's files")
     parser.add_argument("--examples", type=int, default=2000, help="training examples in all (default: 2000)")

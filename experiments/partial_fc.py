@@ -147,7 +147,7 @@ def _parser() -> Parser:
     parser = Parser("partial_fc", __doc__)
     parser.add_argument("--shares", nargs="+", type=float, default=[1.0, 0.1], help="of the classes (default: 1 0.1)")
     parser.add_argument("--seeds", type=int, default=3, help="trainings with each, seeds from 0 on (default: 3)")
-    parser.add_argument("--epochs", type=int, default=8, help="passes over the training images (default: 8)")
+    parser.add_argument("--epochs", type=int, default=6, help="passes over the training images (default: 6)")
     parser.add_argument("--each", type=int, default=5, help="training images of each number (default: 5)")
     parser.add_argument("--digits", type=int, default=4, help="of a number (default: 4, for 10,000 classes)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="writes the result with hardware and versions")

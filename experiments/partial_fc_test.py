@@ -49,3 +49,9 @@ def test_a_share_of_the_classes_learns_what_all_of_them_do(tmp_path, capsys):
     assert [row["share"] for row in rows] == [1.0, 0.5]
     assert all(row["test_accuracy"][0] > 0.5 for row in rows)
     assert f"share 0.5   {100 * rows[1]['test_accuracy'][0]:.2f} %" in capsys.readouterr().out
+
+
+def test_a_share_out_of_range_is_one_line_and_status_2(capsys):
+    assert main(["partial_fc", "--shares", "1", "2"]) == 2
+    said = capsys.readouterr().err
+    assert said == "experiments: --shares has 2; a share must be above 0 and at most 1; see partial_fc --help\n"

@@ -98,6 +98,25 @@ def test_a_flag_without_effect_is_an_error(field, value, works, fails):
             TrainConfig(loss=loss, **{field: value})
 
 
+@pytest.mark.parametrize(
+    ("loss", "sizes", "said"),
+    [
+        (
+            "supcon",
+            (8, 8),
+            "--classes-per-batch is 8; it must be below --batch-size, 8 (8 is the default of pair losses",
+        ),
+        ("contrastive+triplet", (16, 16), "--classes-per-batch is 16; it must be below --batch-size, 16"),
+        ("triplet", (100, 8), "divide --batch-size, 100 (8 is the default of pair losses alone: give"),
+    ],
+)
+def test_pair_losses_need_two_images_of_a_class(loss, sizes, said):
+    batch_size, classes = sizes
+    with pytest.raises(UserError, match=re.escape(said)):
+        TrainConfig(loss=loss, batch_size=batch_size, classes_per_batch=classes)
+    TrainConfig(loss=f"arcface+{loss}", batch_size=16, classes_per_batch=16)
+
+
 def test_subcenters_and_losses():
     with pytest.raises(UserError, match="subcenter needs --subcenters of at least 2"):
         TrainConfig(loss="subcenter")

@@ -13,6 +13,6 @@ def nearest(word: str, known: list[str] | tuple[str, ...]) -> str:
     >>> nearest("resnet2", ["lenet", "resnet20"])
     "did you mean 'resnet20'? known: lenet, resnet20"
     """
-    close = difflib.get_close_matches(word, known, n=1)
+    close = difflib.get_close_matches(word.lower(), known, n=1)
     guess = f"did you mean {close[0]!r}? " if close else ""
     return f"{guess}known: {', '.join(known)}"

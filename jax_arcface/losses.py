@@ -202,6 +202,10 @@ def softmax_loss(logits: ArrayLike, labels: ArrayLike, label_smoothing: float = 
         raise ValueError(f"logits have shape {logits.shape}; they must be [B, C]")
     classes = logits.shape[1]
     labels = checked_labels(labels, *logits.shape)
+    # none is larger: this keeps XLA from taking a product and its difference to the largest, rounded, as one, which for
+    # large logits would be far from 0
+    largest = jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True))
+    logits = jnp.where(logits > largest, largest, logits)
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels.clip(0, classes - 1))
     if label_smoothing:
         even = jax.nn.logsumexp(logits, axis=-1) - jnp.mean(logits, axis=-1)
@@ -305,6 +309,8 @@ def a_softmax_loss(
 def annealed_lambda(step: ArrayLike, first: float = 1000.0, last: float = 5.0, decay: float = 0.12) -> Array:
     """lambda of A-Softmax in step t, from 0: max(last, first / (1 + decay t)), as in SphereFace's published training.
 
+    The published code starts one step later, at first / (1 + decay).
+
     >>> print(annealed_lambda(jnp.array([0, 75, 10000])))
     [1000.  100.    5.]
     """
@@ -403,7 +409,7 @@ def squared_distances(cosine: Array) -> Array:
     >>> squared_distances(jnp.array([1.0, 0.0, -1.0]))
     Array([0., 2., 4.], dtype=float32)
     """
-    return jnp.maximum(0, 2 - 2 * cosine)
+    return jax.nn.relu(2 - 2 * cosine)  # whose derivative at 0 is 0
 
 
 def bounded(vectors: ArrayLike) -> Array:

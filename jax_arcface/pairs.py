@@ -93,6 +93,8 @@ def triplet_loss(
     _known(mining, Mining, "mining")
     checks.at_least_zero(m=m)
     cosine, positive, negative = _pairs(embeddings, labels)
+    if cosine.size == 0:
+        return jnp.sum(cosine)  # of no examples there is no nearest
     d = angles(cosine) if distance == "angular" else squared_distances(cosine)
     if mining == "all":
         return _all_triplets(d, positive, negative, m)
@@ -183,7 +185,8 @@ def multi_similarity_loss(
       epsilon: of the mining, >= 0, in units of cosine.
 
     Returns:
-      A scalar, float32 (float64 for float64). An anchor without positives or without negatives contributes 0.
+      A scalar, float32 (float64 for float64). An anchor without positives or without negatives contributes 0,
+      and an empty batch has the loss 0.
 
     Raises:
       ValueError: shapes that do not fit, or a parameter out of range.
@@ -196,6 +199,8 @@ def multi_similarity_loss(
     checks.positive(alpha=alpha, beta=beta)
     checks.at_least_zero(epsilon=epsilon)
     cosine, positive, negative = _pairs(embeddings, labels)
+    if cosine.size == 0:
+        return jnp.sum(cosine)
     nearest_negative = jnp.max(jnp.where(negative, cosine, -jnp.inf), axis=1, keepdims=True)
     farthest_positive = jnp.min(jnp.where(positive, cosine, jnp.inf), axis=1, keepdims=True)
     is_easy = jnp.where(positive, cosine >= nearest_negative + epsilon, cosine <= farthest_positive - epsilon)
@@ -289,7 +294,7 @@ def range_loss(
 
     Returns:
       A scalar, float32 (float64 for float64). A class without a pair adds nothing, nor does one with a distance of 0
-      among its k largest; with one class there is no second part.
+      among its k largest; with one class there is no second part. An empty batch has the loss 0.
 
     Raises:
       ValueError: shapes that do not fit, or a parameter out of range.
@@ -302,6 +307,8 @@ def range_loss(
     checks.whole(k=k)
     checks.at_least_zero(alpha=alpha, beta=beta, margin=margin)
     embeddings, labels = _checked(embeddings, labels)
+    if embeddings.size == 0:
+        return jnp.sum(bounded(embeddings))
     return _range_loss(embeddings, labels, int(k), alpha, beta, margin)
 
 

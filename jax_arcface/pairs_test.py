@@ -279,8 +279,9 @@ def test_what_is_not_a_number_stays_so():
         assert np.isnan(gradient).any(), name
 
 
-def test_a_batch_of_one_has_no_loss_and_no_gradient():
-    for name, (value, gradient) in everything(np.float32(example()[:1]), np.array([3])).items():
+@pytest.mark.parametrize("size", [0, 1])
+def test_a_batch_of_none_or_of_one_has_no_loss_and_no_gradient(size):
+    for name, (value, gradient) in everything(np.float32(example()[:size]), np.full(size, 3)).items():
         assert value == 0, name
         assert not gradient.any(), name
 

@@ -85,6 +85,9 @@ MISTAKES = [
     {"loss": "arcface+"},
     {"loss": "arcface+cosface"},
     {"loss": "triplet:mining=some"},
+    {"loss": "triplet", "batch_size": 100},
+    {"loss": "supcon", "batch_size": 8},
+    {"loss": "contrastive", "batch_size": 4, "classes_per_batch": 4},
     {"batchsize": 3},
 ]
 
@@ -102,6 +105,16 @@ def test_the_same_mistake_has_the_same_message(fields):
 def test_every_field_has_a_mistake():
     free = {"dataset", "data_dir"}
     assert {f.name for f in dataclasses.fields(jax_config.TrainConfig)} - free <= {n for m in MISTAKES for n in m}
+
+
+def test_another_loss_than_the_files_brings_its_own_defaults():
+    for c in BOTH:
+        file = {"loss": "arcface", "margin": 0.3, "margin_warmup_epochs": 3.0, "scale": 32.0, "seed": 5}
+        assert c.from_dict(file, loss="triplet") == dataclasses.replace(c.recipe("digits", "triplet"), seed=5)
+        run = dataclasses.asdict(dataclasses.replace(c.recipe("mnist", "triplet"), epochs=2))
+        assert c.from_dict(run, loss="arcface") == dataclasses.replace(c.recipe("mnist", "arcface"), epochs=2)
+        # the file's own loss is no other
+        assert c.from_dict(file, loss="arcface") == c.from_dict(file)
 
 
 @pytest.mark.parametrize("text", ["[]", "{", '{"epochs": 1.5}', '{"epohcs": 1}'])

@@ -26,6 +26,15 @@ def option(default: Any, help: str) -> Any:
     return dataclasses.field(default=default, metadata={"help": help})
 
 
+# Classes in a batch of pair losses alone, where --classes-per-batch is not given.
+PAIR_CLASSES = 8
+# The fields whose meaning, default or effect depends on the loss.
+OF_THE_LOSS = {
+    *("margin", "margin_warmup_epochs", "scale", "beyond_pi", "gradient", "subcenters", "label_smoothing"),
+    *("classes_per_batch", "clip_norm"),
+}
+
+
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
     """Everything a training run depends on. `docs/recipe.md` says exactly what each field does.
@@ -121,6 +130,13 @@ class TrainConfig:
         """The scale, 16 where it is not given."""
         return 16.0 if self.scale is None else self.scale
 
+    @property
+    def about_classes(self) -> str:
+        """The end of a message about `classes_per_batch`, which may not be the user's."""
+        if self.objective.classifier is not None or self.classes_per_batch != PAIR_CLASSES:
+            return ""
+        return f" ({PAIR_CLASSES} is the default of pair losses alone: give --classes-per-batch another number)"
+
     def __post_init__(self) -> None:
         for field, known in (
             ("backbone", backbones.NAMES),
@@ -146,7 +162,7 @@ class TrainConfig:
                 "classes_per_batch",
                 self.classes_per_batch == 0
                 or (self.classes_per_batch >= 2 and self.batch_size % self.classes_per_batch == 0),
-                f"0, or at least 2 and divide --batch-size, {self.batch_size}",
+                f"0, or at least 2 and divide --batch-size, {self.batch_size}{self.about_classes}",
             ),
             ("learning_rate", self.learning_rate > 0, "> 0"),
             ("momentum", 0 <= self.momentum < 1, "at least 0 and below 1"),
@@ -176,6 +192,11 @@ class TrainConfig:
             raise UserError(f"--beyond-pi linear is not defined for --loss {self.loss}; use monotone or wrap")
         if "subcenter" in names and self.subcenters == 1:
             raise UserError("--loss subcenter needs --subcenters of at least 2")
+        if self.objective.classifier is None and self.classes_per_batch == self.batch_size:
+            raise UserError(
+                f"--loss {self.loss} learns nothing from one image of each class: --classes-per-batch is "
+                f"{self.classes_per_batch}; it must be below --batch-size, {self.batch_size}{self.about_classes}"
+            )
         for name in ("inter", "mhe"):
             if name in names and self.subcenters > 1:
                 raise UserError(f"--subcenters {self.subcenters}: {name} in --loss {self.loss} is defined for 1 only")
@@ -229,7 +250,7 @@ def recipe(dataset: str, loss: str = "arcface") -> TrainConfig:
     if "subcenter" in objective.names:
         changes["subcenters"] = 3
     if objective.classifier is None:
-        changes |= {"classes_per_batch": 8, "clip_norm": 1.0}
+        changes |= {"classes_per_batch": PAIR_CLASSES, "clip_norm": 1.0}
     return dataclasses.replace(RECIPES.get(dataset) or TrainConfig(dataset=dataset), **changes)
 
 
@@ -238,7 +259,8 @@ def from_dict(
 ) -> TrainConfig:
     """A configuration from the fields in `values`; the rest are the defaults of its data set and loss.
 
-    `dataset` and `loss` stand in for those where `values` has none.
+    `dataset` stands in where `values` has none. `loss` takes the place of another in `values`, whose fields that depend
+    on the loss are then left out.
 
     Raises:
       UserError: an unknown field, or a value of the wrong type or out of range; `source` is named.
@@ -254,8 +276,10 @@ def from_dict(
             raise UserError(f"{source} has the unknown field {name!r}{guess}")
         if not _fits(value, types[name]):
             raise UserError(f"{source} has {name} = {json.dumps(value)}; it must be of type {types[name]}")
+    if loss not in (None, values.get("loss")):
+        values = {name: value for name, value in values.items() if name not in OF_THE_LOSS} | {"loss": loss}
     try:
-        defaults = recipe(values.get("dataset", dataset or "digits"), values.get("loss", loss or "arcface"))
+        defaults = recipe(values.get("dataset", dataset or "digits"), values.get("loss", "arcface"))
         return dataclasses.replace(defaults, **values)
     except UserError as error:
         raise UserError(f"{source}: {error}") from None
@@ -277,7 +301,7 @@ def _fits(value: Any, annotation: str) -> bool:
 
 
 def read(path: Path, dataset: str | None = None, loss: str | None = None) -> TrainConfig:
-    """A configuration from a JSON file, such as an old run's `config.json`; `dataset` and `loss` where it names none.
+    """A configuration from a JSON file, such as an old run's `config.json`; `dataset` and `loss` as in `from_dict`.
 
     Raises:
       UserError: no such file, no JSON object, or what `from_dict` raises.

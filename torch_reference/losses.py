@@ -391,6 +391,8 @@ def a_softmax_loss(
 def annealed_lambda(step: int, first: float = 1000.0, last: float = 5.0, decay: float = 0.12) -> float:
     """lambda of `a_softmax_loss` at a step (from 0): max(last, first / (1 + decay step)), as SphereFace was trained.
 
+    SphereFace's code starts one step later: it counts a step before it computes lambda.
+
     >>> [annealed_lambda(step) for step in (0, 100, 10_000)]
     [1000.0, 76.92..., 5.0]
     """

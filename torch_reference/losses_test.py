@@ -209,6 +209,30 @@ def test_a_softmax_is_spherefaces_equation_7(m, lam):
     assert found.item() == pytest.approx(np.mean(expected), rel=1e-12)
 
 
+@pytest.mark.parametrize("size", [1e10, 1e30])
+def test_large_logits_are_those_of_small_ones_times_their_size(size):
+    """Where exp leaves nothing but the largest, cross entropy is its distance from the own class."""
+    embeddings, prototypes, labels = example()
+    for loss in (
+        modified_softmax_loss,
+        a_softmax_loss,
+        lambda x, w, y: margin_softmax_loss(x, w, y, Margin.softmax(), x.abs().max().item()),
+    ):
+        x, w = (size * embeddings).float().requires_grad_(), prototypes.float().requires_grad_()
+        found = loss(x, w, labels)
+        expected = loss(1e6 * embeddings, prototypes, labels) * (size / 1e6)
+        torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=0)
+        found.backward()
+        assert x.grad.isfinite().all()
+        assert w.grad.isfinite().all()
+
+
+def test_lambda_falls_as_in_spherefaces_published_training():
+    # what its layer logs in its first iterations, and where lambda reaches its last value
+    found = [annealed_lambda(t) for t in (1, 2, 3, 4, 5, 100, 1658, 1659)]
+    np.testing.assert_allclose(found, [892.857, 806.452, 735.294, 675.676, 625.0, 76.9231, 5.00100, 5.0], rtol=1e-6)
+
+
 def test_lambda_falls_from_first_to_last():
     found = [annealed_lambda(t, first=100.0, last=10.0, decay=0.5) for t in (0, 1, 2, 8, 18, 19, 1000)]
     np.testing.assert_allclose(found, [100, 100 / 1.5, 50, 20, 10, 10, 10], rtol=1e-15)

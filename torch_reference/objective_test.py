@@ -140,6 +140,7 @@ def test_the_margin_of_a_margin_softmax():
 
 MISTAKES = [
     ("arcfac", "there is no --loss 'arcfac': did you mean 'arcface'? known: softmax, "),
+    ("ARCFACE", "there is no --loss 'ARCFACE': did you mean 'arcface'? known: softmax, "),
     ("", "there is no --loss '': known: softmax, "),
     ("arcface+", "there is no --loss '': known: "),
     ("arcface+cosface", "--loss arcface+cosface has 2 classification losses, arcface and cosface; leave one"),

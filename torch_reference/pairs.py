@@ -85,7 +85,10 @@ def triplet_loss(
     checks.at_least_zero(m=m)
     cosine, positive, negative = _pairs(embeddings, labels)
     d = angles(cosine) if _known("distance", distance, _DISTANCES) == "angular" else squared_distances(cosine)
-    if _known("mining", mining, _MININGS) == "hard":
+    _known("mining", mining, _MININGS)
+    if d.numel() == 0:
+        return d.sum()  # of no examples there is no nearest
+    if mining == "hard":
         anchor = positive.any(dim=1) & negative.any(dim=1)
         to_positive = _largest(d, positive)[anchor]
         to_negative = _smallest(d, negative)[anchor]
@@ -160,7 +163,7 @@ def multi_similarity_loss(
       epsilon: how far easy pairs may be from the hardest and still count, >= 0.
 
     Returns:
-      A scalar, float32 (float64 for float64).
+      A scalar, float32 (float64 for float64); 0 for an empty batch.
 
     Raises:
       ValueError: shapes that do not fit, or a parameter out of range.
@@ -173,6 +176,8 @@ def multi_similarity_loss(
     checks.positive(alpha=alpha, beta=beta)
     checks.at_least_zero(epsilon=epsilon)
     c, positive, negative = _pairs(embeddings, labels)
+    if c.numel() == 0:
+        return c.sum()
     anchor = (positive.any(dim=1) & negative.any(dim=1)).unsqueeze(1)
     hard_positive = anchor & positive & (c < _largest(c, negative).unsqueeze(1) + epsilon)
     hard_negative = anchor & negative & (c > _smallest(c, positive).unsqueeze(1) - epsilon)
@@ -257,7 +262,7 @@ def range_loss(
       margin: the squared distance that class means are to have, >= 0.
 
     Returns:
-      A scalar, float32 (float64 for float64).
+      A scalar, float32 (float64 for float64); 0 for an empty batch.
 
     Raises:
       ValueError: shapes that do not fit, or a parameter out of range.
@@ -271,6 +276,8 @@ def range_loss(
     checks.at_least_zero(alpha=alpha, beta=beta, margin=margin)
     labels = _checked(embeddings, labels)
     x = bounded(embeddings)
+    if x.numel() == 0:
+        return x.sum()
     classes = [x[labels == label] for label in labels.unique()]
     means = torch.stack([members.mean(dim=0) for members in classes])
     within = torch.stack([_harmonic_mean_of_largest(F.pdist(members).square(), k) for members in classes]).sum()

@@ -455,7 +455,10 @@ def check_fit(config: TrainConfig, dataset: Dataset) -> None:
     if config.batch_size > examples:
         raise UserError(f"--batch-size is {config.batch_size}, but there are only {examples} training images")
     if config.classes_per_batch > classes:
-        raise UserError(f"--classes-per-batch is {config.classes_per_batch}, but there are only {classes} classes")
+        raise UserError(
+            f"--classes-per-batch is {config.classes_per_batch}, but there are only {classes} classes"
+            f"{config.about_classes}"
+        )
     if "adacos" in config.objective.names and classes < 3:
         raise UserError(f"--loss adacos needs at least 3 classes, but there are only {classes}")
 

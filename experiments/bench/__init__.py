@@ -16,11 +16,11 @@ import importlib
 import json
 import os
 import shlex
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+from experiments._arguments import Parser, UserError
 from experiments._machine import machine, versions
 from experiments.bench.turns import Contender, Row, measure, work
 
@@ -37,7 +37,7 @@ class Benchmark(Protocol):
     CONTENDERS: Mapping[str, Contender]
 
     @staticmethod
-    def parser() -> argparse.ArgumentParser:
+    def parser() -> Parser:
         """Of its own flags."""
 
     @staticmethod
@@ -45,25 +45,25 @@ class Benchmark(Protocol):
         """What is measured, in a line."""
 
 
-def main(words: list[str]) -> None:
-    """Runs the benchmark that the first word names, or the check."""
+def main(words: list[str]) -> int:
+    """Runs the benchmark that the first word names, or the check, whose status it gives."""
     if words[:1] == ["--check"]:
-        sys.exit(check(words[1:]))
+        return check(words[1:])
     if not words or words[0] not in (*NAMES, *PROGRAMS):
         asked = f"there is no benchmark {words[0]!r}; " if words else ""
-        print(f"{asked}known: {', '.join((*NAMES, *PROGRAMS))}; or --check", file=sys.stderr)
-        sys.exit(2)
+        raise UserError(f"{asked}known: {', '.join((*NAMES, *PROGRAMS))}; or --check")
     if words[0] in PROGRAMS:
         importlib.import_module(f"experiments.bench.{words[0]}").main(words[1:])
-        return
+        return 0
     benchmark, options = _parsed(words)
     if options.worker:
         work(benchmark.CONTENDERS[options.worker], options)
-        return
+        return 0
     result = run_named(words)
     print(table(result))
     if options.json:
         options.json.write_text(json.dumps(result, indent=2) + "\n")
+    return 0
 
 
 def run_named(words: list[str]) -> dict[str, Any]:
@@ -71,7 +71,7 @@ def run_named(words: list[str]) -> dict[str, Any]:
     benchmark, options = _parsed(words)
     chosen = options.contenders or list(benchmark.CONTENDERS)
     if unknown := [name for name in chosen if name not in benchmark.CONTENDERS]:
-        sys.exit(f"there is no contender {unknown[0]!r}; known: {', '.join(benchmark.CONTENDERS)}")
+        raise UserError(f"there is no contender {unknown[0]!r}; known: {', '.join(benchmark.CONTENDERS)}")
     reference = benchmark.REFERENCE if benchmark.REFERENCE in chosen else chosen[0]
     contenders = {name: benchmark.CONTENDERS[name] for name in chosen}
     rows = measure(words, contenders, reference, options.turns, getattr(options, "steps", 1))
@@ -109,7 +109,7 @@ def table(result: Mapping[str, Any]) -> str:
 
 def check(words: list[str]) -> int:
     """Repeats the committed runs; 1 where a JAX contender's ratio has grown beyond the tolerance, else 0."""
-    parser = argparse.ArgumentParser(prog="python -m experiments bench --check")
+    parser = Parser("bench --check", check.__doc__)
     parser.add_argument("--tolerance", type=float, default=1.3, help="how many times a ratio may grow (default: 1.3)")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of JSON files to compare with")
     options = parser.parse_args(words)
@@ -133,7 +133,6 @@ def check(words: list[str]) -> int:
 def _parsed(words: list[str]) -> tuple[Benchmark, argparse.Namespace]:
     benchmark: Any = importlib.import_module(f"experiments.bench.{words[0]}")
     parser = benchmark.parser()
-    parser.prog = f"python -m experiments bench {words[0]}"
     parser.add_argument("--turns", type=int, default=7, help="of which the median is taken (default: 7)")
     parser.add_argument("--contenders", nargs="+", metavar="NAME", help=f"of: {', '.join(benchmark.CONTENDERS)}")
     parser.add_argument("--json", type=Path, metavar="FILE", help="writes the result with hardware and versions")

@@ -9,13 +9,13 @@ points, in the logarithms.
 
 from __future__ import annotations
 
-import argparse
 import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from experiments._arguments import Parser
 from experiments._machine import machine
 from experiments.bench import RESULTS, run_named
 
@@ -28,11 +28,7 @@ BATCHES = {"batch_size": (64, 256, 1_024, 4_096, 8_192), "classes": (20_000,)}
 
 def main(words: list[str]) -> None:
     """Measures, writes and draws."""
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments bench growth",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = Parser("bench growth", __doc__)
     parser.add_argument("--turns", type=int, default=3, help="of which the median is taken (default: 3)")
     parser.add_argument("--largest", type=int, default=10**12, help="leaves out shapes with more cosines than this")
     parser.add_argument("--draw", action="store_true", help="draws what was measured before")

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from experiments._arguments import Parser
 from experiments.bench.turns import Contender, Step
 
 REFERENCE = "PyTorch, dense"
@@ -175,9 +176,9 @@ CONTENDERS = {
 )
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> Parser:
     """The shape."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser("bench head", __doc__)
     parser.add_argument("--batch-size", type=int, default=256, help="B (default: 256)")
     parser.add_argument("--classes", type=int, default=102_400, help="C (default: 102400)")
     parser.add_argument("--dimension", type=int, default=128, help="D (default: 128)")

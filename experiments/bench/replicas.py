@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 
+from experiments._arguments import Parser
 from experiments.bench import step
 from experiments.bench.turns import Contender, Step
 from jax_arcface.__main__ import CPU_ENVIRONMENT
@@ -31,9 +32,9 @@ CONTENDERS = {
 }
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> Parser:
     """What is trained, and how many."""
     parser = step.parser()
-    parser.description = __doc__
+    parser.prog, parser.description = "python -m experiments bench replicas", __doc__
     parser.add_argument("--replicas", type=int, default=8, help="K (default: 8)")
     return parser

@@ -8,7 +8,6 @@ learning rate that falls over `--epochs` is part of the recipe, so that fewer ep
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import subprocess
@@ -17,6 +16,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from experiments._arguments import Parser
 from experiments._machine import machine, versions
 
 PROGRAMS = {"jax_arcface": (), "torch_reference": ("--channels-last",)}
@@ -24,11 +24,7 @@ PROGRAMS = {"jax_arcface": (), "torch_reference": ("--channels-last",)}
 
 def main(words: list[str]) -> None:
     """Trains and prints."""
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments bench seconds_to_accuracy",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = Parser("bench seconds_to_accuracy", __doc__)
     parser.add_argument("--dataset", default="mnist", help="(default: mnist)")
     parser.add_argument("--accuracy", type=float, default=0.99, help="a share (default: 0.99)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="writes the result with hardware and versions")

@@ -16,16 +16,13 @@ import tempfile
 import time
 from pathlib import Path
 
+from experiments._arguments import Parser
 from experiments._machine import machine
 
 
 def main(words: list[str]) -> None:
     """Measures and prints."""
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments bench start_up",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = Parser("bench start_up", __doc__)
     parser.add_argument("--dataset", default="mnist", help="whose recipe (default: mnist)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="writes the result with the hardware")
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)

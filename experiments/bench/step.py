@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from experiments._arguments import Parser
 from experiments.bench.turns import Contender, Step
 from jax_arcface.__main__ import CPU_ENVIRONMENT
 
@@ -105,9 +106,9 @@ CONTENDERS = {
 }
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> Parser:
     """What is trained."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser("bench step", __doc__)
     parser.add_argument("--dataset", choices=SHAPES, default="mnist", help="whose recipe and shape (default: mnist)")
     parser.add_argument("--backbone", default="lenet", help="network (default: lenet)")
     parser.add_argument("--width", type=float, default=0.5, help="factor on its channels (default: 0.5)")

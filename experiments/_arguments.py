@@ -1,0 +1,41 @@
+"""Arguments of experiments, and mistakes in them."""
+
+from __future__ import annotations
+
+import argparse
+from typing import NoReturn
+
+
+class UserError(ValueError):
+    """A user's mistake: its message says, in one line, what is wrong and what would be right."""
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse with one line for a mistake: `python -m experiments` tells it, and ends with status 2.
+
+    >>> Parser("bench head", "What is measured.").prog
+    'python -m experiments bench head'
+    """
+
+    def __init__(self, name: str, description: str | None):
+        super().__init__(
+            prog=f"python -m experiments {name}",
+            description=description,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; see {self.prog.removeprefix('python -m experiments ')} --help")
+
+
+def check_at_least(low: int, **numbers: int | None) -> None:
+    """Raises UserError for a flag whose number is given and below `low`.
+
+    >>> check_at_least(1, epochs=0)
+    Traceback (most recent call last):
+    ...
+    experiments._arguments.UserError: --epochs is 0; it must be at least 1
+    """
+    for name, number in numbers.items():
+        if number is not None and number < low:
+            raise UserError(f"--{name} is {number}; it must be at least {low}")
