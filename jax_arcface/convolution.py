@@ -18,8 +18,9 @@ def convolve(
 ) -> Array:
     """`jax.lax.conv_general_dilated` of images and kernel, computed by oneDNN where that can do it.
 
-    It can on a CPU with the extra `cpu` installed, in float32 and bfloat16, without dilation or groups. `vmap` then
-    calls it once for each; forward-mode differentiation is not there.
+    It can on a CPU that is JAX's only device, with the extra `cpu` installed, in float32 and bfloat16, without dilation
+    or groups. `vmap` then calls it once for each. Forward-mode differentiation, `jax.export` and lowering for another
+    platform are not there: ARCFACE_ONEDNN=0 in the environment leaves all to XLA, which can.
 
     Args:
       images: [B, H, W, I].
@@ -40,7 +41,8 @@ def convolve(
            [4., 6., 4.]], dtype=float32)
     """
     convolution = _described(images, kernel, strides, padding, rest)
-    if convolution is None or jax.default_backend() != "cpu" or not onednn.supports(convolution):
+    alone = jax.default_backend() == "cpu" and jax.device_count() == 1
+    if convolution is None or not alone or not onednn.supports(convolution):
         return jax.lax.conv_general_dilated(images, kernel, strides, padding, **rest)
     return _forward(convolution, images, kernel)
 

@@ -1,9 +1,12 @@
 """oneDNN's convolutions against XLA's in float64, and that XLA's are taken where oneDNN's cannot be."""
 
+import ctypes
 import functools
 import importlib.metadata
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import jax.numpy as jnp
@@ -129,13 +132,18 @@ def test_what_onednn_does_not_do_is_left_to_xla(change, dtype):
         np.testing.assert_array_equal(np.float64(of(*inputs)), np.float64(expected))
 
 
-def test_without_the_library_xla_convolves(monkeypatch):
+def missing(name):
+    raise importlib.metadata.PackageNotFoundError(name)
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "replacement"),
+    [(importlib.metadata, "files", missing), (ctypes, "CDLL", lambda path: object())],
+    ids=["no library", "a library without its functions"],
+)
+def test_without_the_library_xla_convolves(owner, name, replacement, monkeypatch):
     images, kernel, of = arrays(SHAPES[0], "float32")
-
-    def missing(name):
-        raise importlib.metadata.PackageNotFoundError(name)
-
-    monkeypatch.setattr(importlib.metadata, "files", missing)
+    monkeypatch.setattr(owner, name, replacement)
     monkeypatch.setattr(onednn, "_library", functools.cache(onednn._library.__wrapped__))
     assert onednn._library() is None
     assert not is_onednn(of, images, kernel)
@@ -143,24 +151,81 @@ def test_without_the_library_xla_convolves(monkeypatch):
 
 
 @pytest.mark.usefixtures("library")
-def test_a_convolution_that_onednn_refuses_is_left_to_xla(monkeypatch):
+def test_of_several_devices_xla_convolves(monkeypatch):
+    images, kernel, of = arrays(SHAPES[0], "float32")
+    monkeypatch.setattr(jax, "device_count", lambda: 2)
+    assert not is_onednn(of, images, kernel)
+
+
+@pytest.mark.usefixtures("library")
+def test_a_convolution_that_onednn_refuses_is_left_to_xla_and_not_tried_again(monkeypatch):
+    tried = []
+
     def refuse(kind, shapes):
+        tried.append(kind)
         raise onednn._Refused("oneDNN's dnnl_primitive_create returned status 3")
 
     monkeypatch.setattr(onednn, "_program", refuse)
     images, kernel, of = arrays((11, 9, 3, 6, 3, 3, (1, 1), "SAME"), "float32")
     assert not is_onednn(of, images, kernel)
+    assert not is_onednn(lambda *inputs: of(*inputs), images, kernel)  # traced anew
+    assert len(tried) == 1
 
 
 @pytest.mark.usefixtures("library")
-def test_a_failure_while_it_runs_is_an_error_of_jax(monkeypatch):
+def test_threads_may_meet_a_new_convolution_together(monkeypatch):
+    program = onednn._program
+
+    def slow_program(kind, shapes):
+        time.sleep(0.05)
+        return program(kind, shapes)
+
+    monkeypatch.setattr(onednn, "_program", slow_program)
+    images, kernel, _ = arrays((13, 9, 3, 6, 3, 3, (1, 1), "VALID"), "float32")
+    described = convolution._described(images, kernel, (1, 1), "VALID", {"dimension_numbers": NUMBERS})
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(onednn.supports, [described] * 4))
+
+
+@pytest.mark.parametrize(
+    ("height", "error", "message"),
+    [
+        (12, onednn._Refused("oneDNN's dnnl_primitive_execute returned status 5"), "execute returned status 5"),
+        (14, KeyboardInterrupt(), "KeyboardInterrupt"),  # Ctrl-C
+    ],
+)
+@pytest.mark.usefixtures("library")
+def test_a_failure_while_it_runs_is_an_error_of_jax(height, error, message, monkeypatch):
     def fail(*addresses):
-        raise onednn._Refused("oneDNN's dnnl_primitive_execute returned status 5")
+        raise error
 
     monkeypatch.setattr(onednn, "_program", lambda kind, shapes: fail)
-    images, kernel, of = arrays((12, 9, 3, 6, 3, 3, (1, 1), "SAME"), "float32")
-    with pytest.raises(jax.errors.JaxRuntimeError, match="dnnl_primitive_execute returned status 5"):
+    images, kernel, of = arrays((height, 9, 3, 6, 3, 3, (1, 1), "SAME"), "float32")
+    with pytest.raises(jax.errors.JaxRuntimeError, match=message):
         jax.block_until_ready(jax.jit(of)(images, kernel))
+
+
+UNFINISHED = """
+import jax, jax.numpy as jnp
+from jax_arcface.convolution import convolve
+
+@jax.jit
+def net(images, kernel):
+    for _ in range(10):
+        images = convolve(images, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+        images = jnp.sort(jnp.tanh(images), axis=-1)
+    return images
+
+inputs = jnp.ones((16, 32, 32, 32)), jnp.ones((3, 3, 32, 32))
+jax.block_until_ready(net(*inputs))
+for _ in range(3):
+    net(*inputs)
+"""
+
+
+@pytest.mark.usefixtures("library")
+def test_a_program_ends_that_has_not_waited_for_its_results():
+    subprocess.run([sys.executable, "-c", UNFINISHED], check=True, timeout=60)
 
 
 @pytest.mark.parametrize(("value", "expected"), [("0", "False"), ("", "True")])

@@ -2,13 +2,15 @@
 
 XLA calls them through `jax.ffi` on its own buffers. Nothing is compiled at installation: the library is that of the
 wheel `onednn-cpu-gomp` (the extra `cpu`), and both it and XLA's call frame are reached by ctypes. Whoever calls asks
-`supports` first, which is false where the library is missing, does not load or has no such convolution.
+`supports` first, which is false where the library is missing, does not load or has no such convolution, and where
+ARCFACE_ONEDNN is 0 in the environment (another value changes nothing).
 
 Shapes are XLA's: images [B, H, W, I], kernels [h, w, I, O], results [B, H', W', O].
 """
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import functools
 import importlib.metadata
@@ -20,6 +22,7 @@ from ctypes import POINTER, byref, c_int, c_int64, c_size_t, c_uint32, c_void_p
 from typing import Any, Literal, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jax import Array
 
 _WHEEL = "onednn-cpu-gomp"
@@ -50,12 +53,8 @@ def supports(convolution: Convolution) -> bool:
     """Whether oneDNN is there and can do this convolution and both its gradients."""
     if convolution.dtype not in _DTYPES or 0 in (*convolution.images, *convolution.results) or _library() is None:
         return False
-    try:
-        for kind in _OUTPUTS:
-            _target(kind, convolution)
-    except _Refused:
-        return False
-    return True
+    with _one_registers:
+        return _registered(convolution)
 
 
 def apply(kind: Kind, convolution: Convolution, first: Array, second: Array) -> Array:
@@ -84,6 +83,7 @@ _NONE, _ALLOCATE = c_void_p(0), c_void_p(-1)
 
 # A program owns the memory of its reordered kernel, and each already uses all cores.
 _one_at_a_time = threading.Lock()
+_one_registers = threading.Lock()  # XLA takes a name once, and several threads may trace the same convolution
 
 
 class _Refused(RuntimeError):
@@ -102,9 +102,9 @@ def _library() -> ctypes.CDLL | None:
         files = importlib.metadata.files(_WHEEL) or ()
         path = next(file for file in files if file.name == "libdnnl.so.3").locate()
         library = ctypes.CDLL(str(path))
-    except (importlib.metadata.PackageNotFoundError, StopIteration, OSError):
+        library.dnnl_primitive_desc_query_md.restype = c_void_p
+    except (importlib.metadata.PackageNotFoundError, StopIteration, OSError, AttributeError):
         return None
-    library.dnnl_primitive_desc_query_md.restype = c_void_p
     return library
 
 
@@ -122,7 +122,15 @@ def _new(name: str, *arguments: Any) -> c_void_p:
 @functools.cache
 def _engine() -> tuple[c_void_p, c_void_p]:
     engine = _new("dnnl_engine_create", _CPU, c_size_t(0))
-    return engine, _new("dnnl_stream_create", engine, _IN_ORDER)
+    stream = _new("dnnl_stream_create", engine, _IN_ORDER)
+    atexit.register(_finish)
+    return engine, stream
+
+
+def _finish() -> None:
+    """Waits at exit until XLA has computed all: a convolution that begins after Python's end never returns."""
+    # What a thread starts is computed in order, so this one's last tells; of what others started, their results tell.
+    jax.block_until_ready((jnp.zeros(()), jax.live_arrays()))
 
 
 def _numbers(values: Sequence[int]) -> Any:
@@ -274,6 +282,16 @@ _handlers: list[Any] = []  # XLA keeps their addresses only
 
 
 @functools.cache
+def _registered(convolution: Convolution) -> bool:
+    try:
+        for kind in _OUTPUTS:
+            _target(kind, convolution)
+    except _Refused:
+        return False
+    return True
+
+
+@functools.cache
 def _target(kind: Kind, convolution: Convolution) -> str:
     """The name under which XLA knows a product; it is registered the first time."""
     run = _program(kind, convolution)
@@ -281,15 +299,15 @@ def _target(kind: Kind, convolution: Convolution) -> str:
     @_Handler
     def handle(frame_pointer: Any) -> int | None:
         frame = frame_pointer.contents
-        if frame.extensions and frame.extensions.contents.type == _METADATA:  # asks what this handler was written for
-            extension = ctypes.cast(frame.extensions, POINTER(_MetadataExtension)).contents
-            version = extension.metadata.contents.version
-            version.major, version.minor = _API_VERSION
-            return None
         try:
-            buffers = (*frame.inputs.buffers[:2], frame.outputs.buffers[0])
-            run(*(buffer.contents.data for buffer in buffers))
-        except Exception:
+            if frame.extensions and frame.extensions.contents.type == _METADATA:  # asks what this was written for
+                extension = ctypes.cast(frame.extensions, POINTER(_MetadataExtension)).contents
+                version = extension.metadata.contents.version
+                version.major, version.minor = _API_VERSION
+            else:
+                buffers = (*frame.inputs.buffers[:2], frame.outputs.buffers[0])
+                run(*(buffer.contents.data for buffer in buffers))
+        except BaseException:  # Ctrl-C too: what leaves this function leaves XLA without an answer
             message = traceback.format_exc().encode()
             arguments = _ErrorArguments(ctypes.sizeof(_ErrorArguments), None, message, _INTERNAL)
             return frame.api.contents.create_error(byref(arguments))
