@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import NoReturn
 
 
@@ -38,4 +39,17 @@ def check_at_least(low: int, **numbers: int | None) -> None:
     """
     for name, number in numbers.items():
         if number is not None and number < low:
-            raise UserError(f"--{name} is {number}; it must be at least {low}")
+            raise UserError(f"--{name.replace('_', '-')} is {number}; it must be at least {low}")
+
+
+def check_can_be_written(**files: Path | None) -> None:
+    """Raises UserError for a flag whose file is given and is a folder, or lies where there is none.
+
+    >>> check_can_be_written(json=Path("no/such/result.json"))
+    Traceback (most recent call last):
+    ...
+    experiments._arguments.UserError: --json is no/such/result.json; it must be a file in a folder that there is
+    """
+    for name, file in files.items():
+        if file is not None and (file.is_dir() or not file.parent.is_dir()):
+            raise UserError(f"--{name} is {file}; it must be a file in a folder that there is")

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
+import contextlib
 import os
 import platform
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-_PACKAGES = {"jax": "jax", "jaxlib": "jaxlib", "numpy": "numpy", "torch": "torch"} | {
-    "pytorch_metric_learning": "pytorch-metric-learning"
-}
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "onednn-cpu-gomp", "numpy", "torch", "pytorch-metric-learning")
 
 
 def machine() -> str:
@@ -28,5 +26,9 @@ def processor() -> str:
 
 
 def versions() -> dict[str, str]:
-    """The versions of the packages that numbers depend on."""
-    return {name: version(name) for module, name in _PACKAGES.items() if importlib.util.find_spec(module)}
+    """The versions of the packages that numbers depend on, of those that are installed."""
+    found = {}
+    for name in _PACKAGES:
+        with contextlib.suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found

@@ -82,14 +82,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def set_up() -> None:
     """What the command line sets before JAX starts, where the user has set nothing.
 
-    The variables of `CPU_ENVIRONMENT`, and that what JAX compiles is kept in the user's cache folder for later starts.
+    The variables of `cpu_environment`, and that what JAX compiles is kept in the user's cache folder for later starts.
     """
-    for name, value in CPU_ENVIRONMENT.items():  # read when JAX first uses a device
-        if name != "XLA_FLAGS" or jaxlib.__version__.startswith(_KNOWN_BY):
-            os.environ.setdefault(name, value)
+    os.environ.update(cpu_environment())  # read when JAX first uses a device
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         folder = Path(platformdirs.user_cache_dir("jax-arcface", appauthor=False)) / "compiled"
         jax.config.update("jax_compilation_cache_dir", str(folder))
+
+
+def cpu_environment() -> dict[str, str]:
+    """What of `CPU_ENVIRONMENT` the user has not set, and this jaxlib is known to know."""
+    flags_known = jaxlib.__version__.startswith(_KNOWN_BY)
+    return {
+        name: value
+        for name, value in CPU_ENVIRONMENT.items()
+        if name not in os.environ and (name != "XLA_FLAGS" or flags_known)
+    }
 
 
 def _parse(options: type, command: str, words: list[str]) -> Any:

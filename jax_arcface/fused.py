@@ -19,7 +19,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -28,11 +28,12 @@ from jax import Array
 from jax.typing import ArrayLike, DTypeLike
 
 from jax_arcface import checks
-from jax_arcface.losses import checked_labels, checked_vectors, normalize
+from jax_arcface.losses import checked_labels, checked_vectors, margin_softmax_loss, normalize
 from jax_arcface.margins import Margin, target_cosine
 
 _MIB = 2**20
-# From so many cosines on, B x C x K, the fused loss takes less time than the dense one (docs/performance.md).
+# From so many cosines on, B x C x K, the fused loss takes about as much time as the dense one, or less, and less memory
+# (docs/performance.md).
 MANY_COSINES = 2**21
 _Carry = TypeVar("_Carry")
 
@@ -51,9 +52,9 @@ def fused_margin_softmax_loss(
 ) -> Array:
     """`margin_softmax_loss` and its gradients in memory that does not grow with B x C.
 
-    Pure; works under jit, vmap and grad (reverse mode only). Beyond its inputs and their gradients it holds a few
-    arrays [block_size, B] and [block_size, D] (and a copy of the prototypes where they are bfloat16). ArcFace (Deng et
-    al., CVPR 2019), equation 4.
+    Pure; works under jit, vmap and grad (reverse mode only), and twice under grad unless prototypes are bfloat16. Its
+    inputs and their gradients apart, it holds a few arrays [block_size, B] and [block_size, D] (and a copy of the
+    prototypes where they are bfloat16). ArcFace (Deng et al., CVPR 2019), equation 4.
 
     Args:
       embeddings: [B, D], any float dtype; only their direction counts.
@@ -70,21 +71,22 @@ def fused_margin_softmax_loss(
       A scalar, float32 (float64 for float64). NaN inside jit if a label lies outside [0, C).
 
     Raises:
-      ValueError, TypeError: as `margin_softmax_loss`; and a block size that is not a whole number above 0, or a
-        `matmul_dtype` that is no float dtype.
+      ValueError, TypeError: as `margin_softmax_loss`; and a scale that is no scalar, no classes, a block size that is
+        not a whole number above 0, or a `matmul_dtype` that is no float dtype.
+      NotImplementedError: a second derivative where prototypes are bfloat16.
 
     >>> x, w = jnp.array([[1.0, 0.0]]), jnp.array([[1.0, 0.0], [0.0, 1.0]])
     >>> loss = fused_margin_softmax_loss(x, w, jnp.array([0]), Margin.cosface(0.35), scale=1.0, block_size=1)
     >>> print(loss.round(4))  # log(1 + e^-0.65)
     0.4201
     """
-    embeddings, prototypes = checked_vectors(embeddings, prototypes)
+    embeddings, prototypes, block_size = _checked(embeddings, prototypes, block_size)
     labels = checked_labels(labels, len(embeddings), len(prototypes))
     checks.positive(scale=scale)
+    if jnp.ndim(scale):
+        raise ValueError(f"scale has shape {jnp.shape(scale)}; it must be a scalar")
     if not 0 <= label_smoothing < 1:
         raise ValueError(f"label_smoothing is {label_smoothing}; it must be at least 0 and below 1")
-    if block_size is not None and (block_size != int(block_size) or block_size < 1):
-        raise ValueError(f"block_size is {block_size}; it must be a whole number of at least 1")
     if matmul_dtype is not None and not jnp.issubdtype(matmul_dtype, jnp.floating):
         raise ValueError(f"matmul_dtype is {matmul_dtype!r}; it must be a float dtype or None")
     return _loss(
@@ -95,7 +97,7 @@ def fused_margin_softmax_loss(
         scale,
         filter_above,
         smoothing=float(label_smoothing),
-        block_size=default_block_size(embeddings, prototypes) if block_size is None else int(block_size),
+        block_size=block_size,
         matmul_dtype=None if matmul_dtype is None else jnp.dtype(matmul_dtype),
     )
 
@@ -105,6 +107,16 @@ def default_block_size(embeddings: Array, prototypes: Array) -> int:
     room = (2 if jax.default_backend() == "cpu" else 64) * _MIB // 4
     numbers = math.prod(prototypes.shape[1:-1]) * sum(embeddings.shape)  # a class
     return max(room // numbers // 128, 1) * 128
+
+
+def _checked(embeddings: ArrayLike, prototypes: ArrayLike, block_size: int | None) -> tuple[Array, Array, int]:
+    """Both as arrays, once they are found to fit, and how many classes to read at a time."""
+    embeddings, prototypes = checked_vectors(embeddings, prototypes)
+    if 0 in prototypes.shape:
+        raise ValueError(f"prototypes have shape {prototypes.shape}; they must hold at least one number")
+    checks.whole(block_size=block_size)
+    size = default_block_size(embeddings, prototypes) if block_size is None else int(block_size)
+    return embeddings, prototypes, size
 
 
 def has_many_cosines(embeddings: ArrayLike, prototypes: ArrayLike) -> bool:
@@ -118,6 +130,15 @@ def has_many_cosines(embeddings: ArrayLike, prototypes: ArrayLike) -> bool:
     return jnp.shape(embeddings)[0] * math.prod(jnp.shape(prototypes)[:-1]) >= MANY_COSINES
 
 
+def chosen_loss(embeddings: ArrayLike, prototypes: ArrayLike) -> Callable[..., Array]:
+    """The fused loss where there are many cosines, else the dense one: they take the same arguments.
+
+    >>> chosen_loss(jnp.zeros((128, 64)), jnp.zeros((10, 64))).__name__
+    'margin_softmax_loss'
+    """
+    return fused_margin_softmax_loss if has_many_cosines(embeddings, prototypes) else margin_softmax_loss
+
+
 def nearest_class(embeddings: ArrayLike, prototypes: ArrayLike, *, block_size: int | None = None) -> Array:
     """The class whose prototype has the largest cosine with each embedding, without the [B, C] cosines.
 
@@ -128,12 +149,15 @@ def nearest_class(embeddings: ArrayLike, prototypes: ArrayLike, *, block_size: i
     Returns:
       [B], the first of equals.
 
+    Raises:
+      ValueError: shapes that do not fit, no classes, or a block size that is not a whole number above 0.
+
     >>> nearest_class(jnp.array([[2.0, 1.0], [0.0, -1.0]]), jnp.array([[0.0, 1.0], [1.0, 0.0]])).tolist()
     [1, 1]
     """
-    embeddings, prototypes = checked_vectors(embeddings, prototypes)
-    size = default_block_size(embeddings, prototypes) if block_size is None else block_size
-    return _nearest_class(embeddings, prototypes, block_size=size)
+    embeddings, prototypes, block_size = _checked(embeddings, prototypes, block_size)
+    embeddings, prototypes = jax.lax.stop_gradient((embeddings, prototypes))  # as bits cannot be differentiated
+    return _nearest_class(embeddings, prototypes, block_size=block_size)
 
 
 @functools.partial(jax.jit, static_argnames=("block_size",))
@@ -176,6 +200,7 @@ def _loss(
     u = normalize(embeddings)
     u = u.astype(jnp.result_type(u, prototypes))  # float64 if either is
     scale = jnp.asarray(scale, u.dtype)
+    margin = jax.tree.map(lambda m: jnp.broadcast_to(m, labels.shape), margin)
     settings = _Settings(bool(smoothing), min(block_size, classes), matmul_dtype)
     cosine, largest, total, sum_others = _all_classes(settings, u, prototypes, labels, scale, filter_above)
     target = scale * target_cosine(cosine, margin)
@@ -213,7 +238,7 @@ def _all_classes(
     largest, total, sums = _over_blocks(settings.block_size, prototypes, add, (lowest, zeros, zeros))
     own = normalize(prototypes[labels.clip(0, len(prototypes) - 1)])  # [B, D] or [B, K, D]
     cosine = jnp.einsum("b...d,bd->b...", own, u, precision=jax.lax.Precision.HIGHEST)
-    return cosine.reshape(len(u), -1).max(axis=1), largest, total, sums
+    return cosine.max(axis=tuple(range(1, cosine.ndim))), largest, total, sums
 
 
 def _forward(settings: _Settings, *inputs: Array) -> tuple[tuple[Array, Array, Array, Array], tuple]:
@@ -232,12 +257,14 @@ def _backward(settings: _Settings, residuals: tuple, cotangents: tuple[Array, Ar
         v = _unit_rows(block, u.dtype)
         _, normalization = jax.vjp(lambda block: _unit_rows(block, u.dtype), block)
         c, nearest = _nearest(_product(v, u_t, settings), block)
-        d_c = jnp.exp(scale * c - largest) * (scale * d_total)
+        is_target = _is_target(labels, start, block)
+        # the target's logit may be so much larger that its exp is infinite, which would make second derivatives NaN
+        z = jnp.where(is_target, -jnp.inf, scale * _filtered(c, filter_above))
+        d_c = jnp.exp(z - largest) * (scale * d_total)
         if settings.with_sum:
             d_c += scale * d_sum
         if filter_above is not None:
             d_c = jnp.where(c > filter_above, 0, d_c)
-        is_target = _is_target(labels, start, block)
         s_d_scale += jnp.where(is_target, 0, d_c * c).sum(axis=0)  # d z_ij / d s = c_ij; dropped where not asked for
         d_c = jnp.where(is_target, d_cosine, d_c)
         if block.ndim == 3:  # to the nearest sub-centre only
@@ -273,11 +300,21 @@ def _over_blocks(
 
 def _bits(x: Array) -> Array:
     """bfloat16 as integers: XLA's CPU backend reads and writes a block of it by way of the whole array in float32."""
-    return jax.lax.bitcast_convert_type(x, jnp.uint16) if x.dtype == jnp.bfloat16 else x
+    return _integers(x) if x.dtype == jnp.bfloat16 else x
 
 
 def _from_bits(x: Array, dtype: DTypeLike) -> Array:
-    return jax.lax.bitcast_convert_type(x, dtype)
+    return x if x.dtype == dtype else jax.lax.bitcast_convert_type(x, dtype)
+
+
+@jax.custom_jvp
+def _integers(x: Array) -> Array:
+    return jax.lax.bitcast_convert_type(x, jnp.uint16)
+
+
+@_integers.defjvp
+def _integers_jvp(primals: tuple, tangents: tuple) -> Any:
+    raise NotImplementedError("bfloat16 prototypes have no second derivatives; convert them to float32")
 
 
 def _unit_rows(block: Array, dtype: DTypeLike) -> Array:

@@ -285,8 +285,10 @@ def test_a_label_out_of_range_is_nan_inside_jit(bad):
         ({"labels": np.zeros(4, int)}, r"labels have shape \(4,\)"),
         ({"scale": 0}, "scale is 0; it must be > 0"),
         ({"label_smoothing": 1.0}, "label_smoothing is 1.0; it must be at least 0 and below 1"),
-        ({"block_size": 0}, "block_size is 0; it must be a whole number of at least 1"),
-        ({"block_size": 2.5}, "block_size is 2.5; it must be a whole number"),
+        ({"scale": np.full(5, 64.0)}, r"scale has shape \(5,\); it must be a scalar"),
+        ({"scale": np.full((5, 1), 64.0)}, r"scale has shape \(5, 1\); it must be a scalar"),
+        ({"prototypes": np.ones((0, 4))}, r"prototypes have shape \(0, 4\); they must hold at least one number"),
+        ({"prototypes": np.ones((6, 0, 4))}, r"prototypes have shape \(6, 0, 4\); they must hold"),
         ({"matmul_dtype": jnp.int8}, "matmul_dtype is .*int8.*; it must be a float dtype or None"),
     ],
 )
@@ -297,9 +299,77 @@ def test_wrong_inputs_are_refused(change, message):
         fused_margin_softmax_loss(**(fine | change))
 
 
+@pytest.mark.parametrize("shape", [(5, 1), (1, 5), (3,)])
+def test_margins_of_a_shape_that_the_dense_loss_refuses_are_refused_alike(shape):
+    said = []
+    for loss in (margin_softmax_loss, fused_margin_softmax_loss):
+        with pytest.raises(ValueError, match="broadcast") as error:
+            loss(*example(), LABELS, Margin(m2=np.full(shape, 0.5)))
+        said.append(str(error.value))
+    assert said[0] == said[1]
+
+
+@pytest.mark.parametrize(
+    "f", [lambda *a, **o: fused_margin_softmax_loss(*a, LABELS, Margin.arcface(), **o), nearest_class]
+)
+@pytest.mark.parametrize("size", [0, 2.5, -1])
+def test_a_block_size_that_is_no_count_is_refused(f, size):
+    with pytest.raises(ValueError, match=f"block_size is {size}; it must be a whole number of at least 1"):
+        f(*example(), block_size=size)
+
+
+def test_the_mean_of_no_examples_is_nan():
+    assert np.isnan(fused_margin_softmax_loss(np.zeros((0, 4)), example()[1], np.zeros(0, int), Margin.arcface()))
+
+
 def test_labels_that_are_no_integers_are_refused():
     with pytest.raises(TypeError, match="labels have dtype float64; they must be integers"):
         fused_margin_softmax_loss(*example(), np.float64(LABELS), Margin.arcface())
+
+
+# Second derivatives -----------------------------------------------------------------------------------------------
+
+
+def penalty(loss, which, x, w, **options):
+    """|d L / d x|^2, or w for x: as a gradient penalty has it."""
+    margin = Margin(1.1, 0.3, 0.1)
+    gradient = jax.grad(lambda *vectors: loss(*vectors, LABELS, margin, 8.0, 0.2, 0.6, **options), argnums=which)(x, w)
+    return jnp.sum(gradient**2)
+
+
+@pytest.mark.parametrize("which", [0, 1])
+@pytest.mark.parametrize("subcenters", [(), (3,)], ids=["prototypes", "subcentres"])
+def test_a_gradient_penalty_has_the_gradients_of_the_dense_loss(which, subcenters):
+    with jax.enable_x64(True):
+        x, w = example(6, subcenters=subcenters)
+        wanted = jax.jit(jax.grad(lambda *v: penalty(margin_softmax_loss, which, *v), argnums=(0, 1)))(x, w)
+        assert all(np.abs(leaf).max() > 1e-3 for leaf in wanted)
+        fused = jax.jit(
+            jax.grad(lambda *v: penalty(fused_margin_softmax_loss, which, *v, block_size=4), argnums=(0, 1))
+        )
+        assert_close(fused(x, w), wanted, 1e-10)
+
+
+def test_second_derivatives_are_finite_where_the_target_is_far_above_all_others():
+    x, w = np.float32([[1.0, 0.01]]), np.float32([[1.0, 0.0], [-1.0, 0.1]])  # exp(128) is infinite in float32
+
+    def along(loss):
+        gradient = jax.grad(lambda w: loss(x, w, [0], Margin(m2=3.0), 64.0))
+        return jax.grad(lambda w: jnp.sum(gradient(w) ** 2))(w)
+
+    assert_close(along(fused_margin_softmax_loss), along(margin_softmax_loss), 1e-3)
+
+
+def test_second_derivatives_to_bfloat16_prototypes_are_refused():
+    x, w = (jnp.asarray(a, jnp.bfloat16) for a in example())
+    with pytest.raises(NotImplementedError, match="convert them to float32"):
+        jax.grad(lambda w: penalty(fused_margin_softmax_loss, 0, x, w))(w)
+
+
+def test_the_nearest_class_is_known_beside_a_gradient_to_bfloat16_prototypes():
+    x, w = (jnp.asarray(a, jnp.bfloat16) for a in example())
+    found = jax.grad(lambda w: (jnp.sum(w), nearest_class(x, w)), has_aux=True)(w)[1]
+    assert found.tolist() == nearest_class(x, w).tolist()
 
 
 # Transformations and memory ---------------------------------------------------------------------------------------

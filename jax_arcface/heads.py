@@ -9,7 +9,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from jax_arcface.losses import cosines, margin_logits, margin_softmax_loss
+from jax_arcface.fused import chosen_loss
+from jax_arcface.losses import cosines, margin_logits
 from jax_arcface.margins import Margin
 
 if TYPE_CHECKING:
@@ -66,9 +67,13 @@ class ArcFaceHead(nnx.Module):
         return margin_logits(embeddings, self.prototypes[...], labels, self.margin, self.scale)
 
     def loss(self, embeddings: Array, labels: Array, label_smoothing: float = 0.0) -> Array:
-        """`margin_softmax_loss` of embeddings [B, D] and labels [B] with this head's prototypes: a scalar."""
+        """`margin_softmax_loss` of embeddings [B, D] and labels [B] with this head's prototypes: a scalar.
+
+        Where there are many cosines, it is the fused one.
+        """
         prototypes = self.prototypes[...]
-        return margin_softmax_loss(embeddings, prototypes, labels, self.margin, self.scale, label_smoothing)
+        loss_of = chosen_loss(embeddings, prototypes)
+        return loss_of(embeddings, prototypes, labels, self.margin, self.scale, label_smoothing)
 
 
 class ClassMeans(nnx.Variable):

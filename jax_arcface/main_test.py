@@ -8,7 +8,7 @@ import jax
 import jaxlib
 import pytest
 
-from jax_arcface.__main__ import CPU_ENVIRONMENT, set_up
+from jax_arcface.__main__ import CPU_ENVIRONMENT, cpu_environment, set_up
 
 
 @pytest.fixture
@@ -24,6 +24,7 @@ def nothing_set(monkeypatch, tmp_path):
 
 @pytest.mark.usefixtures("nothing_set")
 def test_what_nobody_set(tmp_path):
+    assert cpu_environment() == CPU_ENVIRONMENT
     set_up()
     assert {name: os.environ[name] for name in CPU_ENVIRONMENT} == CPU_ENVIRONMENT
     assert jax.config.values["jax_compilation_cache_dir"] == str(tmp_path / "jax-arcface" / "compiled")
@@ -33,6 +34,7 @@ def test_what_nobody_set(tmp_path):
 def test_what_the_user_set_is_kept(monkeypatch):
     for name in (*CPU_ENVIRONMENT, "JAX_COMPILATION_CACHE_DIR"):
         monkeypatch.setenv(name, "mine")
+    assert cpu_environment() == {}
     folder = jax.config.values["jax_compilation_cache_dir"]
     set_up()
     assert all(os.environ[name] == "mine" for name in CPU_ENVIRONMENT)

@@ -128,8 +128,7 @@ def _a_softmax(i: Inputs, o: Options, state: State) -> tuple[Array, State]:
 
 
 def _margin_softmax(i: Inputs, o: Options, state: State) -> tuple[Array, State]:
-    many = fused.has_many_cosines(i.embeddings, i.prototypes)
-    loss_of = fused.fused_margin_softmax_loss if many else losses.margin_softmax_loss
+    loss_of = fused.chosen_loss(i.embeddings, i.prototypes)
     return loss_of(i.embeddings, i.prototypes, i.labels, i.margin, i.scale, i.label_smoothing, o.get("filter")), state
 
 

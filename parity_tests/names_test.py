@@ -36,7 +36,7 @@ NAMES = {
     "": {
         "the same loss in less memory, compared with margin_softmax_loss by fused_test.py": "fused_margin_softmax_loss"
     },
-    ".__main__": {"how XLA is to compile": "CPU_ENVIRONMENT set_up"},
+    ".__main__": {"how XLA is to compile": "CPU_ENVIRONMENT cpu_environment set_up"},
     ".backbones": {
         "a table, or names and a function; backbones_test.py compares the names": "BACKBONES NAMES make_backbone",
         "in jax_arcface a file of its own, layers.py": "Backbone EmbeddingLayer",

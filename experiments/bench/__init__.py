@@ -14,13 +14,12 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
-import os
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from experiments._arguments import Parser, UserError
+from experiments._arguments import Parser, UserError, check_at_least, check_can_be_written
 from experiments._machine import machine, versions
 from experiments.bench.turns import Contender, Row, measure, work
 
@@ -53,8 +52,8 @@ def main(words: list[str]) -> int:
         asked = f"there is no benchmark {words[0]!r}; " if words else ""
         raise UserError(f"{asked}known: {', '.join((*NAMES, *PROGRAMS))}; or --check")
     if words[0] in PROGRAMS:
-        importlib.import_module(f"experiments.bench.{words[0]}").main(words[1:])
-        return 0
+        status: int | None = importlib.import_module(f"experiments.bench.{words[0]}").main(words[1:])
+        return status or 0
     benchmark, options = _parsed(words)
     if options.worker:
         work(benchmark.CONTENDERS[options.worker], options)
@@ -76,19 +75,18 @@ def run_named(words: list[str]) -> dict[str, Any]:
     contenders = {name: benchmark.CONTENDERS[name] for name in chosen}
     rows = measure(words, contenders, reference, options.turns, getattr(options, "steps", 1))
     return {
-        "command": shlex.join(_without_json(words)),
+        **circumstances(words, options.turns),
         "headline": benchmark.headline(options),
-        "turns": options.turns,
         "reference": reference,
-        "machine": machine(),
-        "versions": versions(),
-        "environment": {name: os.environ.get(name, "") for name in ("XLA_FLAGS", "GLIBC_TUNABLES", "OMP_NUM_THREADS")},
         "rows": {name: row._asdict() for name, row in rows.items()},
     }
 
 
-def _without_json(words: list[str]) -> list[str]:
-    return [w for before, w in zip(["", *words], words, strict=False) if not f"{before} {w}".count("--json")]
+def circumstances(words: list[str], turns: int) -> dict[str, Any]:
+    """What stands in each result: the command, but for where that is written, and what it ran on."""
+    pairs = zip(["", *words], words, strict=False)
+    kept = [word for before, word in pairs if before != "--json" and not word.startswith("--json")]
+    return {"command": shlex.join(kept), "turns": turns, "machine": machine(), "versions": versions()}
 
 
 def table(result: Mapping[str, Any]) -> str:
@@ -114,10 +112,7 @@ def check(words: list[str]) -> int:
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of JSON files to compare with")
     options = parser.parse_args(words)
     status = 0
-    for file in sorted(options.results.glob("*.json")):
-        was = json.loads(file.read_text())
-        if "reference" not in was:
-            continue  # not a run of contenders in turns
+    for was in _runs(options.results):
         now = run_named(shlex.split(was["command"]))
         print(f"{was['headline']}: ratio to {was['reference']}")
         for name, row in was["rows"].items():
@@ -130,6 +125,23 @@ def check(words: list[str]) -> int:
     return status
 
 
+def _runs(folder: Path) -> list[dict[str, Any]]:
+    """The results in a folder that are of contenders in turns; tells which files are none."""
+    runs = []
+    for file in sorted(folder.glob("*.json")):
+        try:
+            result = json.loads(file.read_text())
+        except ValueError as error:
+            raise UserError(f"{file} is no JSON: {error}") from None
+        if "reference" in result:
+            runs.append(result)
+        else:
+            print(f"{file.name} is skipped: no run of contenders in turns")
+    if not runs:
+        raise UserError(f"{folder} holds no result of {', '.join(NAMES)} to compare with; --json writes one")
+    return runs
+
+
 def _parsed(words: list[str]) -> tuple[Benchmark, argparse.Namespace]:
     benchmark: Any = importlib.import_module(f"experiments.bench.{words[0]}")
     parser = benchmark.parser()
@@ -137,4 +149,7 @@ def _parsed(words: list[str]) -> tuple[Benchmark, argparse.Namespace]:
     parser.add_argument("--contenders", nargs="+", metavar="NAME", help=f"of: {', '.join(benchmark.CONTENDERS)}")
     parser.add_argument("--json", type=Path, metavar="FILE", help="writes the result with hardware and versions")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
-    return benchmark, parser.parse_args(words[1:])
+    options = parser.parse_args(words[1:])
+    check_at_least(1, **{name: number for name, number in vars(options).items() if isinstance(number, int)})
+    check_can_be_written(json=options.json)
+    return benchmark, options

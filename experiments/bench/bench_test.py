@@ -1,10 +1,13 @@
 import json
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 
 from experiments.__main__ import main
-from experiments.bench import growth
+from experiments.bench import growth, start_up, table, turns
 
 COMMAND = "head --batch-size 4 --classes 300 --dimension 8 --turns 2 --contenders"
 
@@ -18,10 +21,11 @@ def result(tmp_path_factory):
 
 def test_a_run_is_written_with_what_it_was_of(result):
     assert result["command"] == f"{COMMAND} 'JAX, dense' 'PyTorch, dense'"
-    assert result["versions"].keys() >= {"jax", "torch"}
+    assert result["versions"].keys() >= {"jax", "flax", "optax", "torch"}
     assert result["rows"]["PyTorch, dense"]["ratio"] == 1.0
     for row in result["rows"].values():
         assert 0 < row["smallest"] <= row["milliseconds"] <= row["largest"]
+        assert row["environment"].get("OMP_NUM_THREADS") == os.environ.get("OMP_NUM_THREADS")
         assert row["value"] == pytest.approx(result["rows"]["JAX, dense"]["value"], rel=1e-4)
 
 
@@ -35,6 +39,26 @@ def test_the_check_tells_what_became_slower(result, was, status, verdict, tmp_pa
     assert "head, B = 4, C = 300, D = 8: ratio to PyTorch, dense" in said
     assert said.rstrip().endswith(verdict)
     assert "  PyTorch, dense" not in said
+    assert "growth.json is skipped: no run of contenders in turns\n" in said
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("growth.json", '{"points": []}', "holds no result of head, step, replicas to compare with"),
+        ("head.txt", "{}", "holds no result of head, step, replicas to compare with"),
+        ("head.json", '{"rows": ', "head.json is no JSON: Expecting value"),
+    ],
+)
+def test_a_check_of_nothing_is_a_mistake(name, text, said, tmp_path, capsys):
+    (tmp_path / name).write_text(text)
+    assert main(["bench", "--check", "--results", str(tmp_path)]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_a_result_from_before_rows_had_an_environment_is_still_shown(result):
+    rows = {name: {k: v for k, v in row.items() if k != "environment"} for name, row in result["rows"].items()}
+    assert table(result | {"rows": rows}) == table(result)
 
 
 @pytest.mark.parametrize("words", [[], ["haed"]])
@@ -57,6 +81,53 @@ def test_a_word_that_is_no_number_is_one_line_and_status_2(words, capsys):
     assert f"argument {flag}: invalid" in said
     assert said.endswith(f"see bench {words[0]} --help\n")
     assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("head --classes 0", "--classes is 0; it must be at least 1"),
+        ("head --batch-size -1", "--batch-size is -1; it must be at least 1"),
+        ("head --turns 0", "--turns is 0; it must be at least 1"),
+        ("head --json no/such/x", "--json is no/such/x; it must be a file in a folder that there is"),
+        ("growth --json no/such/x", "--json is no/such/x; it must be a file in a folder that there is"),
+        ("growth --largest 10", "--largest is 10; it must be at least 5120000"),
+        ("growth --draw --json none.json", "there is no none.json to draw; without --draw it is measured"),
+        ("step --backbone nonet", "argument --backbone: invalid choice: 'nonet'"),
+        ("start_up --dataset nodata", "no data set is called 'nodata'"),
+        ("seconds_to_accuracy --bogus 1", "jax_arcface: there is no flag --bogus"),
+    ],
+)
+def test_a_mistake_is_one_line_and_status_2(words, said, capfd):
+    assert main(["bench", *words.split()]) == 2
+    out, err = capfd.readouterr()
+    assert said in err
+    assert err.count("\n") == 1
+    assert not out
+
+
+def test_results_of_programs_tell_what_they_are_of(tmp_path, monkeypatch):
+    path = tmp_path / "result.json"
+    monkeypatch.setattr(growth, "measure_point", lambda *_: {})
+    monkeypatch.setattr(growth, "draw", lambda *_: None)
+    growth.main(["--turns", "2", "--json", str(path)])
+    result = json.loads(path.read_text())
+    assert (result["command"], result["turns"]) == ("growth --turns 2", 2)
+    assert "jax" in result["versions"]
+    monkeypatch.setattr(start_up.subprocess, "run", lambda command, env: subprocess.CompletedProcess(command, 0))
+    assert start_up.main([f"--json={path}", "--dataset", "digits"]) == 0
+    result = json.loads(path.read_text())
+    assert (result["command"], result["turns"]) == ("start_up --dataset digits", 1)
+    assert "jax" in result["versions"]
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="elsewhere a child's peak begins at its parent's")
+def test_a_process_is_not_charged_with_its_parents_memory():
+    program = "from experiments.bench import turns; print(turns._peak_mebibytes())"
+    held = np.ones(300 * 2**17)  # 300 MiB
+    said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+    assert float(said) < 250 < turns._peak_mebibytes()
+    assert held.all()
 
 
 def test_a_slope_is_the_exponent_of_the_last_points():

@@ -15,9 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from experiments._arguments import Parser
-from experiments._machine import machine
-from experiments.bench import RESULTS, run_named
+from experiments._arguments import Parser, UserError, check_at_least, check_can_be_written
+from experiments.bench import RESULTS, circumstances, run_named
 
 CONTENDERS = ("JAX, fused", "JAX, dense", "PyTorch, dense")
 DIMENSION = 128
@@ -35,6 +34,11 @@ def main(words: list[str]) -> None:
     parser.add_argument("--json", type=Path, default=RESULTS / "growth.json", metavar="FILE")
     parser.add_argument("--figure", type=Path, default=Path("figures/scaling.png"), metavar="FILE")
     options = parser.parse_args(words)
+    check_at_least(1, turns=options.turns)
+    check_at_least(BATCHES["batch_size"][1] * BATCHES["classes"][0], largest=options.largest)  # a slope has two points
+    check_can_be_written(json=options.json)
+    if options.draw and not options.json.exists():
+        raise UserError(f"there is no {options.json} to draw; without --draw it is measured")
     if not options.draw:
         points = [
             measure_point(batch_size, classes, options.turns)
@@ -43,7 +47,8 @@ def main(words: list[str]) -> None:
             for classes in shapes["classes"]
             if batch_size * classes <= options.largest
         ]
-        options.json.write_text(json.dumps({"machine": machine(), "points": points}, indent=2) + "\n")
+        result = {**circumstances(["growth", *words], options.turns), "points": points}
+        options.json.write_text(json.dumps(result, indent=2) + "\n")
     result = json.loads(options.json.read_text())
     draw(result, options.figure)
     print(f"{options.json}\n{options.figure}")

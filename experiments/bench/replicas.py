@@ -10,7 +10,7 @@ import argparse
 from experiments._arguments import Parser
 from experiments.bench import step
 from experiments.bench.turns import Contender, Step
-from jax_arcface.__main__ import CPU_ENVIRONMENT
+from jax_arcface.__main__ import cpu_environment
 
 REFERENCE = "JAX, one after the other"
 
@@ -27,8 +27,8 @@ def _sequence(options: argparse.Namespace) -> Step:
 
 
 CONTENDERS = {
-    REFERENCE: Contender(_sequence, CPU_ENVIRONMENT),
-    "JAX, one program": Contender(lambda options: step.jax_step(options, options.replicas), CPU_ENVIRONMENT),
+    REFERENCE: Contender(_sequence, cpu_environment()),
+    "JAX, one program": Contender(lambda options: step.jax_step(options, options.replicas), cpu_environment()),
 }
 
 

@@ -16,31 +16,35 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from experiments._arguments import Parser
-from experiments._machine import machine, versions
+from experiments._arguments import Parser, check_can_be_written
+from experiments.bench import circumstances
 
 PROGRAMS = {"jax_arcface": (), "torch_reference": ("--channels-last",)}
 
 
-def main(words: list[str]) -> None:
-    """Trains and prints."""
+def main(words: list[str]) -> int:
+    """Trains and prints; gives the status of the first program that fails, which tells why, or 0."""
     parser = Parser("bench seconds_to_accuracy", __doc__)
     parser.add_argument("--dataset", default="mnist", help="(default: mnist)")
     parser.add_argument("--accuracy", type=float, default=0.99, help="a share (default: 0.99)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="writes the result with hardware and versions")
     options, flags = parser.parse_known_args(words)
+    check_can_be_written(json=options.json)
     rows = {}
     for program, own in PROGRAMS.items():
         with tempfile.TemporaryDirectory() as folder:
             out = Path(folder) / "run"
             command = [sys.executable, "-m", program, "train", "--dataset", options.dataset, "--out", str(out)]
-            subprocess.run([*command, *own, *flags], check=True, stdout=subprocess.DEVNULL, env=os.environ)
+            ended = subprocess.run([*command, *own, *flags], stdout=subprocess.DEVNULL, env=os.environ)
+            if ended.returncode:
+                return ended.returncode
             records = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
         rows[program] = reached(records, options.accuracy)
         print(f"{program:<16} {rows[program]}", flush=True)
     if options.json:
-        result = {"command": " ".join(words), "machine": machine(), "versions": versions(), "rows": rows}
+        result = {**circumstances(["seconds_to_accuracy", *words], 1), "rows": rows}
         options.json.write_text(json.dumps(result, indent=2) + "\n")
+    return 0
 
 
 def reached(records: list[dict[str, Any]], accuracy: float) -> dict[str, Any]:

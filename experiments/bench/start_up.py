@@ -16,12 +16,12 @@ import tempfile
 import time
 from pathlib import Path
 
-from experiments._arguments import Parser
-from experiments._machine import machine
+from experiments._arguments import Parser, check_can_be_written
+from experiments.bench import circumstances
 
 
-def main(words: list[str]) -> None:
-    """Measures and prints."""
+def main(words: list[str]) -> int:
+    """Measures and prints; gives the status of the first process that fails, which tells why, or 0."""
     parser = Parser("bench start_up", __doc__)
     parser.add_argument("--dataset", default="mnist", help="whose recipe (default: mnist)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="writes the result with the hardware")
@@ -29,19 +29,22 @@ def main(words: list[str]) -> None:
     options = parser.parse_args(words)
     if options.worker:
         _first_step(options.dataset)
-        return
+        return 0
+    check_can_be_written(json=options.json)
     seconds = {}
     with tempfile.TemporaryDirectory() as folder:
         environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": folder, "JAX_ENABLE_COMPILATION_CACHE": "true"}
         for name in ("first start", "second start"):
             start = time.perf_counter()
             command = [sys.executable, "-m", "experiments", "bench", "start_up", *words, "--worker"]
-            subprocess.run(command, env=environment, check=True)
+            if status := subprocess.run(command, env=environment).returncode:
+                return status
             seconds[name] = time.perf_counter() - start
             print(f"{name:<13} {seconds[name]:6.1f} s", flush=True)
     if options.json:
-        result = {"dataset": options.dataset, "machine": machine(), "seconds": seconds}
+        result = {**circumstances(["start_up", *words], 1), "dataset": options.dataset, "seconds": seconds}
         options.json.write_text(json.dumps(result, indent=2) + "\n")
+    return 0
 
 
 def _first_step(dataset: str) -> None:

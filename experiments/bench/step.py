@@ -14,7 +14,8 @@ import numpy as np
 
 from experiments._arguments import Parser
 from experiments.bench.turns import Contender, Step
-from jax_arcface.__main__ import CPU_ENVIRONMENT
+from jax_arcface.__main__ import cpu_environment
+from jax_arcface.config import BACKBONE_NAMES, PRECISIONS
 
 REFERENCE = "PyTorch, channels last"
 SHAPES = {"digits": (8, 8, 1), "mnist": (28, 28, 1), "cifar10": (32, 32, 3)}
@@ -96,8 +97,8 @@ def _changes(options: argparse.Namespace) -> dict[str, Any]:
 
 
 CONTENDERS = {
-    "JAX": Contender(jax_step, CPU_ENVIRONMENT),
-    "JAX, XLA's convolutions": Contender(jax_step, CPU_ENVIRONMENT | {"ARCFACE_ONEDNN": "0"}),
+    "JAX": Contender(jax_step, cpu_environment()),
+    "JAX, XLA's convolutions": Contender(jax_step, cpu_environment() | {"ARCFACE_ONEDNN": "0"}),
     "JAX, nothing set": Contender(jax_step, {"XLA_FLAGS": "", "ARCFACE_ONEDNN": "0"}),
     "PyTorch": Contender(torch_step),
     "PyTorch, channels last": Contender(functools.partial(torch_step, channels_last=True)),
@@ -110,9 +111,9 @@ def parser() -> Parser:
     """What is trained."""
     parser = Parser("bench step", __doc__)
     parser.add_argument("--dataset", choices=SHAPES, default="mnist", help="whose recipe and shape (default: mnist)")
-    parser.add_argument("--backbone", default="lenet", help="network (default: lenet)")
+    parser.add_argument("--backbone", choices=BACKBONE_NAMES, default="lenet", help="network (default: lenet)")
     parser.add_argument("--width", type=float, default=0.5, help="factor on its channels (default: 0.5)")
     parser.add_argument("--batch-size", type=int, default=128, help="(default: 128)")
-    parser.add_argument("--precision", default="float32", help="float32 or bfloat16 (default: float32)")
+    parser.add_argument("--precision", choices=PRECISIONS, default="float32", help="(default: float32)")
     parser.add_argument("--steps", type=int, default=8, help="steps in a run (default: 8)")
     return parser

@@ -1,4 +1,5 @@
 import argparse
+import importlib
 
 import pytest
 
@@ -20,3 +21,20 @@ def test_replicas_take_the_steps_of_one():
     assert together > 0
     assert one > 0
     assert replicas.headline(TINY).startswith("2 replicas, training step, lenet")
+
+
+@pytest.fixture
+def read_anew():
+    """What reads the modules again, as they are in another environment; afterwards they are as before."""
+    yield lambda: [importlib.reload(module) for module in (step, replicas)]
+    for module in (step, replicas):
+        importlib.reload(module)
+
+
+def test_contenders_have_the_variables_that_the_user_has_set(read_anew, monkeypatch):
+    with monkeypatch.context() as user:
+        user.setenv("XLA_FLAGS", "--xla_mine")
+        user.delenv("OMP_WAIT_POLICY", raising=False)
+        read_anew()
+        contenders = step.CONTENDERS["JAX"], *replicas.CONTENDERS.values()
+        assert [one.environment for one in contenders] == [{"OMP_WAIT_POLICY": "passive"}] * 3

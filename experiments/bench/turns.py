@@ -10,6 +10,7 @@ import argparse
 import json
 import math
 import os
+import re
 import resource
 import statistics
 import subprocess
@@ -19,6 +20,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
+# What changes the speed of a contender beside its own variables.
+_VARIABLES = ("XLA_FLAGS", "GLIBC_TUNABLES", "OMP_NUM_THREADS", "OMP_WAIT_POLICY", "ARCFACE_ONEDNN")
 Step = Callable[[], float]  # runs once, waits for all results; returns a number to tell contenders apart by, or NaN
 
 
@@ -43,6 +46,7 @@ class Row(NamedTuple):
       first_seconds: until the end of the first run: importing JAX or PyTorch, making inputs, compiling.
       mebibytes: the peak of its resident memory while it runs: the interpreter, JAX or PyTorch, inputs and all.
       value: what its step returned first, None for NaN.
+      environment: the variables of its process that change its speed, of those that are set.
     """
 
     milliseconds: float
@@ -52,6 +56,7 @@ class Row(NamedTuple):
     first_seconds: float
     mebibytes: float
     value: float | None
+    environment: Mapping[str, str] = {}
 
 
 def measure(
@@ -88,6 +93,7 @@ def measure(
             workers[name].first["first_seconds"],
             peaks[name],
             workers[name].first["value"],
+            workers[name].first["environment"],
         )
         for name, t in times.items()
     }
@@ -135,6 +141,8 @@ class _Worker:
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         if not line:
+            if self.process.wait() == 2:  # a user's mistake, which it has told
+                sys.exit(2)
             sys.exit(f"bench {' '.join(self.words)} ended with status {self.process.wait()}")
         return json.loads(line)
 
@@ -149,7 +157,12 @@ def work(contender: Contender, options: argparse.Namespace, stdin: IO[str] | Non
     forget = Path("/proc/self/clear_refs")
     if forget.exists():
         forget.write_text("5")  # how much was needed on the way here
-    _say(first_seconds=first_seconds, value=value if math.isfinite(value) else None)
+    names = sorted({*_VARIABLES, *contender.environment})
+    _say(
+        first_seconds=first_seconds,
+        value=value if math.isfinite(value) else None,
+        environment={name: os.environ[name] for name in names if name in os.environ},
+    )
     for _ in sys.stdin if stdin is None else stdin:
         start = time.perf_counter()
         step()
@@ -157,9 +170,14 @@ def work(contender: Contender, options: argparse.Namespace, stdin: IO[str] | Non
     _say(mebibytes=_peak_mebibytes())
 
 
-def _say(**answer: float | None) -> None:
+def _say(**answer: Any) -> None:
     print(json.dumps(answer), flush=True)
 
 
 def _peak_mebibytes() -> float:
+    status = Path("/proc/self/status")
+    if status.exists():  # what `getrusage` tells is the parent's, where that was more, and is never forgotten
+        found = re.search(r"^VmHWM:\s*(\d+) kB$", status.read_text(), re.MULTILINE)
+        if found:
+            return int(found[1]) / 2**10
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)

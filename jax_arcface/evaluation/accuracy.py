@@ -8,8 +8,8 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
-from jax_arcface.fused import fused_margin_softmax_loss, has_many_cosines, nearest_class
-from jax_arcface.losses import checked_labels, cosines, linear_logits, margin_softmax_loss, normalize
+from jax_arcface.fused import chosen_loss, has_many_cosines, nearest_class
+from jax_arcface.losses import checked_labels, cosines, linear_logits, normalize
 from jax_arcface.margins import Margin
 
 
@@ -102,5 +102,5 @@ def mean_loss(
 def _loss(
     embeddings: Array, prototypes: Array, labels: Array, margin: Margin, scale: Array, filter_above: float | None
 ) -> Array:
-    loss = fused_margin_softmax_loss if has_many_cosines(embeddings, prototypes) else margin_softmax_loss
-    return loss(embeddings, prototypes, labels, margin, scale, filter_above=filter_above)
+    loss_of = chosen_loss(embeddings, prototypes)
+    return loss_of(embeddings, prototypes, labels, margin, scale, filter_above=filter_above)
