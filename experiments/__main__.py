@@ -16,6 +16,11 @@ def main(words: list[str]) -> int:
     """
     names = [module.name for module in pkgutil.iter_modules(experiments.__path__) if not module.name.startswith("_")]
     names = [name for name in names if not name.endswith("_test")]
+    if words[:1] in (["-h"], ["--help"]):
+        print(
+            f"usage: python -m experiments NAME ...\n\nNAME is one of {', '.join(names)}; NAME --help tells its flags."
+        )
+        return 0
     if not words or words[0] not in names:
         asked = f"there is no experiment {words[0]!r}; " if words else ""
         print(f"{asked}known: {', '.join(names)}", file=sys.stderr)

@@ -9,3 +9,8 @@ def test_an_unknown_experiment_is_told_the_known_ones(words, capsys):
     said = capsys.readouterr().err
     assert all(name in said.partition("known: ")[2] for name in ("bench", "compare_losses", "mahalanobis"))
     assert "_test" not in said
+
+
+def test_help_names_the_experiments(capsys):
+    assert main(["--help"]) == 0
+    assert "bench, compare_losses, mahalanobis, partial_fc;" in capsys.readouterr().out

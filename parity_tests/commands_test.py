@@ -139,6 +139,10 @@ def written(name, content):
     return lambda: (Path("run") / name).write_text(content)
 
 
+def overwritten(name, content):
+    return lambda: (Path("run") / name).write_bytes(content)
+
+
 def configured(**changes):
     def harm():
         config = json.loads(Path("run/config.json").read_text())
@@ -170,6 +174,11 @@ RUN_HARMS = {
     "metrics without a step": (
         "train --resume --out run",
         written("metrics.jsonl", '{"epoch": 1}\n'),
+        "line 1 of run/metrics.jsonl is not the record of an epoch: remove it",
+    ),
+    "metrics that are no text": (
+        "train --resume --out run",
+        overwritten("metrics.jsonl", b"\xff\xfe"),
         "line 1 of run/metrics.jsonl is not the record of an epoch: remove it",
     ),
     "another optimiser": (

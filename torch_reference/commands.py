@@ -136,12 +136,14 @@ def train(options: TrainOptions) -> None:
         f"{len(dataset.test.labels):,} test images {'x'.join(map(str, dataset.image_shape))}, "
         f"{dataset.num_classes} classes; {config.backbone}, {config.epochs} epochs on {machine.device}"
     )
-    results = {}
+    results: dict[Path, float] = {}
     with _interruptible() as stop, _deterministic(options.deterministic):
         for directory, member in members.items():
-            if not stop():
-                name = f"{directory.name}  " if len(members) > 1 else ""
-                results[directory] = _train_one(member, directory, dataset, options, machine, stop, name)
+            name = f"{directory.name}  " if len(members) > 1 else ""
+            reached = _train_one(member, directory, dataset, options, machine, stop, name)
+            if stop():
+                return
+            results[directory] = reached
     if len(members) > 1:
         _summarise(results, out, seeds=not options.margins)
 

@@ -480,6 +480,21 @@ def test_a_second_ctrl_c_ends_at_once(monkeypatch, tmp_path, capsys):
     assert capsys.readouterr().err == "torch_reference: ended at once by Ctrl-C\n"
 
 
+def test_an_interrupted_replica_has_no_share_in_a_mean(monkeypatch, tmp_path, capsys):
+    shown = commands.Progress.on_step
+
+    def interrupted(self, epoch, number, metrics):
+        shown(self, epoch, number, metrics)
+        if (tmp_path / "runs" / "seed-1").exists():
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(commands.Progress, "on_step", interrupted)
+        assert main(["train", *SMALL, "--replicas", "3", "--out", str(tmp_path / "runs")]) == 0
+    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["seed-0", "seed-1"]
+    assert "mean and standard deviation" not in capsys.readouterr().out
+
+
 def test_an_unknown_command(capsys):
     assert (
         complaint(capsys, "trian") == "there is no command 'trian': did you mean 'train'? known: train, evaluate, embed"

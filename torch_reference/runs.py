@@ -113,7 +113,7 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
     """
     path = run / "metrics.jsonl"
     records = []
-    for number, line in enumerate(path.read_text().splitlines() if path.exists() else [], start=1):
+    for number, line in enumerate(path.read_bytes().splitlines() if path.exists() else [], start=1):
         try:
             record = json.loads(line)
         except ValueError:
