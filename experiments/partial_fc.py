@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from experiments._arguments import Parser
+from experiments._arguments import Parser, check_can_be_written
 from experiments._machine import machine, versions
 from torch_reference import Margin, data, margin_softmax_loss, sampling
 from torch_reference.backbones import make_backbone
@@ -39,6 +39,7 @@ def main(words: list[str]) -> None:
     for share in options.shares:
         if not 0 < share <= 1:
             parser.error(f"--shares has {share:g}; a share must be above 0 and at most 1")
+    check_can_be_written(json=options.json)
     rows = []
     for share in options.shares:
         runs = [train(share, seed, options.epochs, options.each, options.digits) for seed in range(options.seeds)]
