@@ -19,7 +19,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -36,6 +36,7 @@ _MIB = 2**20
 # (docs/performance.md).
 MANY_COSINES = 2**21
 _Carry = TypeVar("_Carry")
+_FourArrays: TypeAlias = tuple[Array, Array, Array, Array]
 
 
 def fused_margin_softmax_loss(
@@ -79,6 +80,45 @@ def fused_margin_softmax_loss(
     >>> loss = fused_margin_softmax_loss(x, w, jnp.array([0]), Margin.cosface(0.35), scale=1.0, block_size=1)
     >>> print(loss.round(4))  # log(1 + e^-0.65)
     0.4201
+    """
+    loss, _ = loss_and_hits(
+        embeddings,
+        prototypes,
+        labels,
+        margin,
+        scale,
+        label_smoothing,
+        filter_above,
+        block_size=block_size,
+        matmul_dtype=matmul_dtype,
+    )
+    return loss
+
+
+def loss_and_hits(
+    embeddings: ArrayLike,
+    prototypes: ArrayLike,
+    labels: ArrayLike,
+    margin: Margin,
+    scale: ArrayLike = 64.0,
+    label_smoothing: float = 0.0,
+    filter_above: ArrayLike | None = None,
+    *,
+    block_size: int | None = None,
+    matmul_dtype: DTypeLike | None = None,
+) -> tuple[Array, Array]:
+    """`fused_margin_softmax_loss`, and which embeddings have their largest cosine with their own class, without margin.
+
+    The loss knows that from its forward pass, where `nearest_class` would need another.
+
+    Args: and Raises: as `fused_margin_softmax_loss`.
+
+    Returns:
+      The loss, and bool [B]; an embedding as near to another class counts as wrong.
+
+    >>> x, w = jnp.array([[1.0, 0.0], [2.0, 1.0]]), jnp.array([[1.0, 0.0], [0.0, 1.0]])
+    >>> loss_and_hits(x, w, jnp.array([0, 1]), Margin.arcface(0.5))[1].tolist()
+    [True, False]
     """
     embeddings, prototypes, block_size = _checked(embeddings, prototypes, block_size)
     labels = checked_labels(labels, len(embeddings), len(prototypes))
@@ -193,7 +233,7 @@ def _loss(
     smoothing: float,
     block_size: int,
     matmul_dtype: np.dtype | None,
-) -> Array:
+) -> tuple[Array, Array]:
     classes = len(prototypes)
     if not jnp.issubdtype(prototypes.dtype, jnp.floating):
         prototypes = prototypes.astype(float)
@@ -202,28 +242,29 @@ def _loss(
     scale = jnp.asarray(scale, u.dtype)
     margin = jax.tree.map(lambda m: jnp.broadcast_to(m, labels.shape), margin)
     settings = _Settings(bool(smoothing), min(block_size, classes), matmul_dtype)
-    cosine, largest, total, sum_others = _all_classes(settings, u, prototypes, labels, scale, filter_above)
+    cosine, largest, total, sum_others, nearest = _all_classes(settings, u, prototypes, labels, scale, filter_above)
     target = scale * target_cosine(cosine, margin)
     losses = jax.nn.softplus((largest - target) + jnp.log(total))  # near numbers first: no digits are lost
     if smoothing:
         losses += smoothing * (target - (sum_others + target) / classes)
-    return jnp.mean(losses * jnp.where((labels >= 0) & (labels < classes), 1, jnp.nan))
+    loss = jnp.mean(losses * jnp.where((labels >= 0) & (labels < classes), 1, jnp.nan))
+    return loss, scale * cosine > nearest
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _all_classes(
     settings: _Settings, u: Array, prototypes: Array, labels: Array, scale: Array, filter_above: Array | None
-) -> tuple[Array, Array, Array, Array]:
+) -> tuple[Array, Array, Array, Array, Array]:
     """What the loss needs to know of all classes, from unit vectors u [B, D].
 
     Returns:
-      c_iy; b_i = max_{j != y} z_ij, a constant to differentiation; sum_{j != y} exp(z_ij - b_i); and sum_{j != y} z_ij,
-      or 0 where it is not wanted. Each [B].
+      c_iy; b_i = max_{j != y} z_ij, a constant to differentiation; sum_{j != y} exp(z_ij - b_i); sum_{j != y} z_ij, or
+      0 where it is not wanted; and max_{j != y} s c_ij, which is b_i but for the filter, a constant too. Each [B].
     """
     u_t = u.T
 
-    def add(start: Array | int, block: Array, so_far: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
-        largest, total, sums = so_far
+    def add(start: Array | int, block: Array, so_far: _FourArrays) -> _FourArrays:
+        largest, total, sums, nearest = so_far
         c, _ = _nearest(_product(_unit_rows(block, u.dtype), u_t, settings), block)
         z = scale * _filtered(c, filter_above)
         is_target = _is_target(labels, start, block)
@@ -231,25 +272,28 @@ def _all_classes(
             sums += jnp.where(is_target, 0, z).sum(axis=0)
         z = jnp.where(is_target, -jnp.inf, z)
         larger = jnp.maximum(largest, z.max(axis=0))
-        return larger, total * jnp.exp(largest - larger) + jnp.exp(z - larger).sum(axis=0), sums
+        total = total * jnp.exp(largest - larger) + jnp.exp(z - larger).sum(axis=0)
+        if filter_above is None:
+            return larger, total, sums, larger
+        return larger, total, sums, jnp.maximum(nearest, jnp.where(is_target, -jnp.inf, scale * c).max(axis=0))
 
     zeros = jnp.zeros(len(u), u.dtype)
     lowest = jnp.full(len(u), jnp.finfo(u.dtype).min, u.dtype)  # not -inf, which would make NaN of a lone class
-    largest, total, sums = _over_blocks(settings.block_size, prototypes, add, (lowest, zeros, zeros))
+    sums = _over_blocks(settings.block_size, prototypes, add, (lowest, zeros, zeros, lowest))
     own = normalize(prototypes[labels.clip(0, len(prototypes) - 1)])  # [B, D] or [B, K, D]
     cosine = jnp.einsum("b...d,bd->b...", own, u, precision=jax.lax.Precision.HIGHEST)
-    return cosine.max(axis=tuple(range(1, cosine.ndim))), largest, total, sums
+    return cosine.max(axis=tuple(range(1, cosine.ndim))), *sums
 
 
-def _forward(settings: _Settings, *inputs: Array) -> tuple[tuple[Array, Array, Array, Array], tuple]:
+def _forward(settings: _Settings, *inputs: Array) -> tuple[tuple[Array, Array, Array, Array, Array], tuple]:
     outputs = _all_classes(settings, *inputs)
-    _, largest, _, _ = outputs
+    _, largest, *_ = outputs
     return outputs, (*inputs, largest)
 
 
-def _backward(settings: _Settings, residuals: tuple, cotangents: tuple[Array, Array, Array, Array]) -> tuple:
+def _backward(settings: _Settings, residuals: tuple, cotangents: tuple[Array, ...]) -> tuple:
     u, prototypes, labels, scale, filter_above, largest = residuals
-    d_cosine, _, d_total, d_sum = cotangents
+    d_cosine, _, d_total, d_sum, _ = cotangents
     u_t = u.T
 
     def add(start: Array | int, block: Array, so_far: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy.special import log_softmax
 
-from jax_arcface.fused import fused_margin_softmax_loss, nearest_class
+from jax_arcface.fused import fused_margin_softmax_loss, loss_and_hits, nearest_class
 from jax_arcface.losses import margin_softmax_loss
 from jax_arcface.margins import Margin
 
@@ -408,6 +408,26 @@ def test_the_nearest_class_is_that_of_all_cosines(subcenters, block_size):
     x, w = example(classes=21, subcenters=subcenters)
     cosines = np.einsum("bd,c...d->bc...", unit(x), unit(w)).reshape(BATCH, 21, -1).max(axis=2)
     assert nearest_class(x, w, block_size=block_size).tolist() == cosines.argmax(axis=1).tolist()
+
+
+@pytest.mark.parametrize("subcenters", [(), (3,)], ids=["prototypes", "subcentres"])
+@pytest.mark.parametrize("above", [None, 0.1])
+def test_the_loss_knows_which_embeddings_are_nearest_to_their_class(subcenters, above):
+    x, w = example(3, classes=21, subcenters=subcenters)
+    cosines = np.einsum("bd,c...d->bc...", unit(x), unit(w)).reshape(BATCH, 21, -1).max(axis=2)
+    largest = cosines.argmax(axis=1)
+    assert cosines.max() > 0.1  # so that the filter has an effect
+    labels = np.where([True, False, True, False, True], largest, (largest + 1) % 21)
+    inputs = (x, w, labels, Margin.arcface(0.5), 16.0, 0.0, above)
+    for block_size in (4, 21):
+        loss, hits = loss_and_hits(*inputs, block_size=block_size)
+        assert hits.tolist() == [True, False, True, False, True]
+        assert loss == fused_margin_softmax_loss(*inputs, block_size=block_size)
+
+
+def test_an_embedding_as_near_to_another_class_is_no_hit():
+    x, w = np.array([[1.0, 0.0], [0.0, 0.0]]), np.array([[1.0, 0.0], [2.0, 0.0], [0.0, 1.0]])
+    assert loss_and_hits(x, w, [0, 1], Margin.arcface(0.5))[1].tolist() == [False, False]
 
 
 def test_of_equal_classes_the_first_is_nearest():

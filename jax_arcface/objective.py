@@ -92,7 +92,8 @@ class Loss:
     Args:
       kind: `classification` losses own the prototypes; `regulariser`s need one beside them; `pairs` need neither.
       equation: what it is, in one line.
-      apply: from (inputs, options, state) to (the loss, the new state).
+      apply: from (inputs, options, state) to (the loss, the new state), and bool [B] where it knows which embeddings
+        are nearest to their own class, else None or nothing.
       options: by name.
       weight: where none is given.
       takes: the flags beside --loss that have an effect on it.
@@ -102,7 +103,7 @@ class Loss:
 
     kind: Kind
     equation: str
-    apply: Callable[[Inputs, Options, State], tuple[Array, State]]
+    apply: Callable[[Inputs, Options, State], tuple[Array, State] | tuple[Array, State, Array | None]]
     options: Mapping[str, Number | Choice] = dataclasses.field(default_factory=dict)
     weight: float = 1.0
     takes: frozenset[str] = frozenset()
@@ -127,9 +128,12 @@ def _a_softmax(i: Inputs, o: Options, state: State) -> tuple[Array, State]:
     return losses.a_softmax_loss(i.embeddings, i.prototypes, i.labels, o["m"], lam, i.label_smoothing), state
 
 
-def _margin_softmax(i: Inputs, o: Options, state: State) -> tuple[Array, State]:
-    loss_of = fused.chosen_loss(i.embeddings, i.prototypes)
-    return loss_of(i.embeddings, i.prototypes, i.labels, i.margin, i.scale, i.label_smoothing, o.get("filter")), state
+def _margin_softmax(i: Inputs, o: Options, state: State) -> tuple[Array, State, Array | None]:
+    arguments = (i.embeddings, i.prototypes, i.labels, i.margin, i.scale, i.label_smoothing, o.get("filter"))
+    if not fused.has_many_cosines(i.embeddings, i.prototypes):
+        return losses.margin_softmax_loss(*arguments), state, None
+    loss, hits = fused.loss_and_hits(*arguments)
+    return loss, state, hits
 
 
 def _adacos(i: Inputs, o: Options, state: State) -> tuple[Array, State]:
@@ -648,11 +652,23 @@ def initial_states(objective: Objective, num_classes: int, embedding_dim: int) -
     return {name: state for name, state in states.items() if state}
 
 
-def total_loss(objective: Objective, inputs: Inputs, states: Mapping[str, State]) -> tuple[Array, dict[str, State]]:
-    """The sum of the terms, each times its weight, and their new states.
+class Total(NamedTuple):
+    """The sum of the terms, each times its weight; their new states by name; and what is known of the batch by the way.
+
+    `hits`, bool [B], tells which embeddings have their largest cosine with their own class; None where no term's loss
+    has found that out.
+    """
+
+    loss: Array
+    states: dict[str, State]
+    hits: Array | None
+
+
+def total_loss(objective: Objective, inputs: Inputs, states: Mapping[str, State]) -> Total:
+    """The sum that the terms make, from their states before this step.
 
     >>> x, w = jnp.eye(3), jnp.eye(3)
-    >>> loss, _ = total_loss(parse("modified_softmax+intra"), Inputs(x, jnp.arange(3), w), {})
+    >>> loss, *_ = total_loss(parse("modified_softmax+intra"), Inputs(x, jnp.arange(3), w), {})
     >>> print(loss.round(4))  # log(1 + 2 / e) + 0
     0.5514
     """
@@ -660,11 +676,14 @@ def total_loss(objective: Objective, inputs: Inputs, states: Mapping[str, State]
     inputs = inputs._replace(embeddings=losses.widened(inputs.embeddings))
     total: Array | float = 0.0
     new: dict[str, State] = {}
+    hits: Array | None = None
     for term in objective.terms:
-        loss, state = term.loss.apply(inputs, term.options, states.get(term.name, {}))
+        loss, state, *known = term.loss.apply(inputs, term.options, states.get(term.name, {}))
         total = total + term.weight * loss
         if state:
             new[term.name] = jax.tree.map(jax.lax.stop_gradient, state)
+        if known:
+            hits = known[0]
         if term.name == "center_learnt":
             total = total + _center_pull(inputs)
-    return jnp.asarray(total), new
+    return Total(jnp.asarray(total), new, hits)

@@ -150,7 +150,7 @@ def test_other_losses_have_no_margin_value():
 
 def test_the_sum_is_weighted():
     inputs = batch(margin=Margin.arcface(0.3))
-    found, _ = total_loss(parse("arcface:2,m=0.3+intra:0.5+inter+supcon:0.25,tau=0.5"), inputs, {})
+    found, *_ = total_loss(parse("arcface:2,m=0.3+intra:0.5+inter+supcon:0.25,tau=0.5"), inputs, {})
     x, w, y = inputs.embeddings, inputs.prototypes, inputs.labels
     expected = (
         2 * losses.margin_softmax_loss(x, w, y, Margin.arcface(0.3), 4.0)
@@ -170,7 +170,7 @@ def test_centres_move_by_their_own_rule():
     for number in range(3):
         inputs = batch(embeddings=batch().embeddings + number)
         x = np.float64(inputs.embeddings)
-        found, states = step(inputs.embeddings, states)
+        found, states, _ = step(inputs.embeddings, states)
         softmax = losses.linear_softmax_loss(inputs.embeddings, inputs.prototypes, inputs.bias, inputs.labels)
         pull = np.mean([0.5 * np.sum((x[i] - centers[y]) ** 2) for i, y in enumerate(LABELS)])
         np.testing.assert_allclose(found, softmax + 0.1 * pull, rtol=1e-5)
@@ -216,7 +216,7 @@ def test_every_option_has_an_effect(name):
 
         def of(x, w):
             inputs = batch(embeddings=x, prototypes=w, margin=margin, step=50, growth=1.0)
-            first, states = total_loss(objective, inputs, initial_states(objective, CLASSES, DIM))
+            first, states, _ = total_loss(objective, inputs, initial_states(objective, CLASSES, DIM))
             return first + total_loss(objective, inputs._replace(embeddings=2 * x), states)[0]
 
         return jax.value_and_grad(of, argnums=(0, 1))(batch().embeddings, batch().prototypes)

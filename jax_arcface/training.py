@@ -230,8 +230,9 @@ def make_step(
             step=state.step,
             normal=batch.get("normal"),
         )
-        loss, losses = total_loss(config.objective, inputs, state.losses)
-        return loss, (nnx.state(model, nnx.Not(nnx.Param)), losses, _batch_accuracy(config, inputs))
+        loss, losses, hits = total_loss(config.objective, inputs, state.losses)
+        accuracy = _batch_accuracy(config, inputs) if hits is None else jnp.mean(hits)
+        return loss, (nnx.state(model, nnx.Not(nnx.Param)), losses, accuracy)
 
     def step(state: TrainState, data: DeviceData, batch: Batch, margin: Margin) -> tuple[TrainState, Metrics]:
         index = batch["index"]

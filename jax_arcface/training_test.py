@@ -360,8 +360,8 @@ def test_adacos_of_two_classes_is_refused(dataset):
 def test_a_training_with_many_classes_takes_the_fused_loss(dataset, words, monkeypatch):
     config = dataclasses.replace(CONFIG, loss=words, subcenters=3 if words == "subcenter" else 1, epochs=1)
     calls = []
-    loss_of = fused.fused_margin_softmax_loss
-    monkeypatch.setattr(fused, "fused_margin_softmax_loss", lambda *args: calls.append(len(args)) or loss_of(*args))
+    loss_of = fused.loss_and_hits
+    monkeypatch.setattr(fused, "loss_and_hits", lambda *args: calls.append(len(args)) or loss_of(*args))
     (dense,) = fit([config], dataset)
     assert not calls
     monkeypatch.setattr(fused, "MANY_COSINES", 0)

@@ -93,7 +93,7 @@ def jax_steps(text: str, policy: str = "wrap") -> Callable[..., dict[str, Any]]:
         outputs = {}
         for number, step in enumerate(STEPS):
             inputs = inputs._replace(embeddings=x * (1 + 0.5 * number), step=step)
-            outputs[f"loss {number}"], states = jax_objective.total_loss(objective, inputs, states)
+            outputs[f"loss {number}"], states, _ = jax_objective.total_loss(objective, inputs, states)
         return outputs | {f"{name}.{key}": jnp.asarray(v) for name, s in states.items() for key, v in s.items()}
 
     return steps
