@@ -14,9 +14,8 @@ import numpy as np
 import pytest
 
 from jax_arcface import convolution, onednn
-from jax_arcface.convolution import convolve
+from jax_arcface.convolution import NHWC, convolve
 
-NUMBERS = ("NHWC", "HWIO", "NHWC")
 # height, width, inputs, outputs, kernel's height and width, strides, padding
 SHAPES = [
     (9, 8, 3, 16, 3, 3, (1, 1), ((1, 1), (1, 1))),
@@ -40,7 +39,7 @@ def arrays(shape, dtype="float64", batch=4):
     rng = np.random.default_rng(0)
     images = rng.normal(size=(batch, height, width, inputs)).astype(dtype)
     kernel = rng.normal(size=(down, across, inputs, outputs)).astype(dtype)
-    return images, kernel, functools.partial(convolve, strides=strides, padding=padding, dimension_numbers=NUMBERS)
+    return images, kernel, functools.partial(convolve, strides=strides, padding=padding, dimension_numbers=NHWC)
 
 
 def products(of, images, kernel):
@@ -67,6 +66,51 @@ def test_result_and_gradients_are_those_of_float64(shape, dtype, tolerance):
         expected = products(of, images, kernel)
     for one, other in zip(found, expected, strict=True):
         assert np.abs(one - other).max() <= tolerance * np.abs(other).max()
+
+
+@pytest.mark.usefixtures("library")
+@pytest.mark.parametrize("shape", SHAPES[:4])
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-6), ("bfloat16", 1e-2)])
+def test_a_bias_is_added_and_has_its_gradient(shape, dtype, tolerance):
+    images, kernel, of = arrays(shape)
+    images, kernel = (np.float64(jnp.asarray(array, dtype)) for array in (images, kernel))
+    bias = np.linspace(-1, 2, kernel.shape[-1])
+    biased = jax.jit(lambda x, k, b: of(x, k, bias=b))
+
+    def all_of(dtype):
+        result, back = jax.vjp(biased, jnp.asarray(images, dtype), jnp.asarray(kernel, dtype), jnp.float32(bias))
+        weights = jnp.cos(jnp.arange(result.size, dtype=float)).reshape(result.shape)
+        return [np.float64(array) for array in (result, *back(weights.astype(result.dtype)))]
+
+    found = all_of(dtype)
+    assert is_onednn(biased, jnp.asarray(images, dtype), jnp.asarray(kernel, dtype), bias)
+    with jax.enable_x64(True):
+        expected = products(of, images, kernel)
+    weights = np.cos(np.arange(expected[0].size)).reshape(expected[0].shape)
+    weights = np.float64(jnp.asarray(weights, dtype))
+    expected = [expected[0] + np.float32(bias), *expected[1:], weights.sum(axis=(0, 1, 2))]
+    for one, other in zip(found, expected, strict=True):
+        assert np.abs(one - other).max() <= tolerance * np.abs(other).max()
+
+
+@pytest.mark.usefixtures("library")
+def test_gradients_of_gradients_with_a_bias():
+    images, kernel, of = arrays(SHAPES[1], "float32", batch=2)
+    bias = np.linspace(-1, 2, 32, dtype=np.float32)
+
+    def penalty(conv, *inputs):
+        gradients = jax.grad(lambda *inputs: jnp.sum(jnp.sin(conv(*inputs))), (0, 1, 2))(*inputs)
+        return sum(jnp.sum(jnp.sin(gradient)) for gradient in gradients)
+
+    def plain(x, k, b):
+        return jax.lax.conv_general_dilated(x, k, (2, 2), ((1, 1), (1, 1)), dimension_numbers=NHWC) + b
+
+    def onednn_conv(x, k, b):
+        return of(x, k, bias=b)
+
+    found, expected = (jax.jit(jax.grad(functools.partial(penalty, f), (0, 1, 2))) for f in (onednn_conv, plain))
+    for one, other in zip(found(images, kernel, bias), expected(images, kernel, bias), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-4 * np.abs(other).max())
 
 
 @pytest.mark.usefixtures("library")
@@ -161,11 +205,11 @@ def test_of_several_devices_xla_convolves(monkeypatch):
 def test_a_convolution_that_onednn_refuses_is_left_to_xla_and_not_tried_again(monkeypatch):
     tried = []
 
-    def refuse(kind, shapes):
-        tried.append(kind)
+    def refuse(operation):
+        tried.append(operation)
         raise onednn._Refused("oneDNN's dnnl_primitive_create returned status 3")
 
-    monkeypatch.setattr(onednn, "_program", refuse)
+    monkeypatch.setattr(onednn, "_programs", refuse)
     images, kernel, of = arrays((11, 9, 3, 6, 3, 3, (1, 1), "SAME"), "float32")
     assert not is_onednn(of, images, kernel)
     assert not is_onednn(lambda *inputs: of(*inputs), images, kernel)  # traced anew
@@ -174,15 +218,15 @@ def test_a_convolution_that_onednn_refuses_is_left_to_xla_and_not_tried_again(mo
 
 @pytest.mark.usefixtures("library")
 def test_threads_may_meet_a_new_convolution_together(monkeypatch):
-    program = onednn._program
+    programs = onednn._programs
 
-    def slow_program(kind, shapes):
+    def slow_programs(operation):
         time.sleep(0.05)
-        return program(kind, shapes)
+        return programs(operation)
 
-    monkeypatch.setattr(onednn, "_program", slow_program)
+    monkeypatch.setattr(onednn, "_programs", slow_programs)
     images, kernel, _ = arrays((13, 9, 3, 6, 3, 3, (1, 1), "VALID"), "float32")
-    described = convolution._described(images, kernel, (1, 1), "VALID", {"dimension_numbers": NUMBERS})
+    described = convolution._described(images, kernel, (1, 1), "VALID", {"dimension_numbers": NHWC})
     with ThreadPoolExecutor(4) as pool:
         assert all(pool.map(onednn.supports, [described] * 4))
 
@@ -199,7 +243,7 @@ def test_a_failure_while_it_runs_is_an_error_of_jax(height, error, message, monk
     def fail(*addresses):
         raise error
 
-    monkeypatch.setattr(onednn, "_program", lambda kind, shapes: fail)
+    monkeypatch.setattr(onednn, "_programs", lambda operation: {"forward": fail})
     images, kernel, of = arrays((height, 9, 3, 6, 3, 3, (1, 1), "SAME"), "float32")
     with pytest.raises(jax.errors.JaxRuntimeError, match=message):
         jax.block_until_ready(jax.jit(of)(images, kernel))

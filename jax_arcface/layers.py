@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,9 @@ from flax import nnx
 from jax import Array
 from jax.typing import DTypeLike
 
-from jax_arcface.convolution import convolve
+from jax_arcface import onednn
+from jax_arcface.convolution import NHWC, convolve
+from jax_arcface.sums import channel_sums
 
 
 class BatchNorm(nnx.Module):
@@ -66,32 +68,24 @@ def _normalise_batch(x: Array, scale: Array, bias: Array) -> tuple[Array, Array,
 
 def _normalise_forward(x: Array, scale: Array, bias: Array) -> tuple[tuple[Array, Array, Array], tuple]:
     count = x.size // x.shape[-1]
-    mean = _channel_sums(x) / count
+    mean = channel_sums(x) / count
     centred = x - mean
-    var = _channel_sums(centred * centred) / count
-    inverse = jax.lax.rsqrt(var + _EPSILON)
-    return (centred * (scale * inverse) + bias, mean, var), (x, mean, inverse, scale)
+    var = channel_sums(centred * centred) / count
+    return (centred * (scale * jax.lax.rsqrt(var + _EPSILON)) + bias, mean, var), (x, mean, var, scale)
 
 
 def _normalise_backward(saved: tuple, gradients: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
-    x, mean, inverse, scale = saved
+    x, mean, var, scale = saved
     gradient, _, _ = gradients
     count = x.size // x.shape[-1]
+    inverse = jax.lax.rsqrt(var + _EPSILON)
     normalised = (x - mean) * inverse
-    to_scale, to_bias = _channel_sums(gradient * normalised), _channel_sums(gradient)
+    to_scale, to_bias = channel_sums(gradient * normalised), channel_sums(gradient)
     to_x = (scale * inverse) * (gradient - to_bias / count - normalised * (to_scale / count))
     return to_x, to_scale, to_bias
 
 
 _normalise_batch.defvjp(_normalise_forward, _normalise_backward)
-
-
-def _channel_sums(x: Array) -> Array:
-    """Sums over all axes but the last: on a CPU by a product with ones, which runs on all cores."""
-    rows = x.reshape(-1, x.shape[-1])
-    return jax.lax.platform_dependent(
-        rows, cpu=lambda rows: jnp.ones(len(rows), rows.dtype) @ rows, default=lambda rows: rows.sum(axis=0)
-    )
 
 
 class PReLU(nnx.Module):
@@ -114,18 +108,38 @@ def _prelu(x: Array, slope: Array) -> Array:
     return jnp.where(x > 0, x, slope.astype(x.dtype) * x)
 
 
-def _prelu_backward(saved: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
-    x, slope = saved
+def _prelu_gradients(x: Array, slope: Array, gradient: Array) -> tuple[Array, Array]:
     negative = jnp.where(x > 0, 0, x).astype(slope.dtype)
     to_x = jnp.where(x > 0, gradient, slope.astype(x.dtype) * gradient)
-    return to_x, _channel_sums(negative * gradient.astype(slope.dtype))
+    return to_x, channel_sums(negative * gradient.astype(slope.dtype))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _onednn_prelu_gradients(prelu: onednn.PReLU, x: Array, slope: Array, gradient: Array) -> tuple[Array, Array]:
+    to_x, to_slope = onednn.apply("gradient", prelu, x, slope, gradient)
+    return to_x, to_slope
+
+
+_onednn_prelu_gradients.defvjp(
+    lambda prelu, *inputs: (_onednn_prelu_gradients(prelu, *inputs), inputs),
+    lambda prelu, inputs, d: jax.vjp(_prelu_gradients, *inputs)[1](d),
+)
+
+
+def _prelu_backward(saved: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
+    x, slope = saved
+    if x.ndim == 4 and slope.dtype == jnp.float32:
+        prelu = onednn.PReLU(x.shape, x.dtype.name)
+        if onednn.supports(prelu):
+            return _onednn_prelu_gradients(prelu, x, slope, gradient)
+    return _prelu_gradients(x, slope, gradient)
 
 
 _prelu.defvjp(lambda x, slope: (_prelu(x, slope), (x, slope)), _prelu_backward)
 
 
-class Conv(nnx.Conv):
-    """`nnx.Conv` of images [B, H, W, I], by `convolve`, whose bias has a gradient that is summed on all cores of a CPU.
+class Conv(nnx.Module):
+    """A convolution of images [B, H, W, I] by `convolve`, with zeros around them.
 
     Args:
       inputs, outputs: channels.
@@ -134,7 +148,7 @@ class Conv(nnx.Conv):
       padding: pixels on each side; None takes size // 2.
       use_bias: whether there is one.
       dtype: of the computation; None takes the input's.
-      rngs: for the initial weights.
+      rngs: for the initial kernel, [size, size, inputs, outputs].
 
     >>> Conv(3, 8, 5, stride=2, rngs=nnx.Rngs(0))(jnp.ones((1, 32, 32, 3))).shape
     (1, 16, 16, 8)
@@ -152,36 +166,18 @@ class Conv(nnx.Conv):
         dtype: DTypeLike | None = None,
         rngs: nnx.Rngs,
     ):
-        pad = size // 2 if padding is None else padding
-        super().__init__(
-            inputs,
-            outputs,
-            (size, size),
-            stride,
-            padding=((pad, pad), (pad, pad)),
-            use_bias=False,  # added below
-            dtype=dtype,
-            conv_general_dilated=convolve,
-            rngs=rngs,
-        )
-        if use_bias:
-            self.bias = nnx.Param(jnp.zeros(outputs))
+        draw = nnx.initializers.lecun_normal()
+        self.kernel = nnx.Param(draw(rngs.params(), (size, size, inputs, outputs)))
+        self.bias = nnx.Param(jnp.zeros(outputs)) if use_bias else None
+        self.stride, self.dtype = stride, dtype
+        self.padding = size // 2 if padding is None else padding
 
-    def __call__(self, inputs: Array, out_sharding: Any = None) -> Array:
+    def __call__(self, x: Array) -> Array:
         """[B, H, W, I] to [B, H', W', O]."""
-        y = super().__call__(inputs, out_sharding)
-        return y if self.bias is None else _add_bias(y, self.bias[...])
-
-
-@jax.custom_vjp
-def _add_bias(x: Array, bias: Array) -> Array:
-    return x + bias.astype(x.dtype)
-
-
-_add_bias.defvjp(
-    lambda x, bias: (_add_bias(x, bias), bias),
-    lambda bias, gradient: (gradient, _channel_sums(gradient.astype(bias.dtype))),
-)
+        kernel, bias = self.kernel[...], None if self.bias is None else self.bias[...]
+        dtype = jnp.result_type(x, kernel) if self.dtype is None else self.dtype
+        strides, padding = (self.stride, self.stride), ((self.padding, self.padding),) * 2
+        return convolve(x.astype(dtype), kernel.astype(dtype), strides, padding, bias, dimension_numbers=NHWC)
 
 
 def max_pool(x: Array) -> Array:

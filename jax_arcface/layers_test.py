@@ -7,6 +7,7 @@ import pytest
 from flax import nnx
 from jax.test_util import check_grads
 
+from jax_arcface import layers, onednn
 from jax_arcface.layers import BatchNorm, Conv, Embedding, PReLU, global_max_pool, max_pool
 
 
@@ -79,6 +80,54 @@ def test_prelu_gradients_in_float64(rng):
     np.testing.assert_allclose(to_slope, (weights * np.minimum(x, 0)).sum((0, 1)), rtol=1e-12)
 
 
+@pytest.fixture
+def onednn_kinds(monkeypatch):
+    """The kinds of oneDNN's operations that a test applies; skips where the library is missing."""
+    if onednn._library() is None:
+        pytest.skip("oneDNN is not installed")
+    kinds = []
+    apply = onednn.apply
+    monkeypatch.setattr(onednn, "apply", lambda kind, *rest: kinds.append((type(rest[0]), kind)) or apply(kind, *rest))
+    return kinds
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-6), ("bfloat16", 1e-2)])
+@pytest.mark.parametrize("channels", [1, 5, 16])
+def test_prelu_gradients_of_images(rng, onednn_kinds, channels, dtype, tolerance):
+    x, weights = (np.float64(jnp.asarray(rng.normal(size=(6, 5, 7, channels)), dtype)) for _ in range(2))
+    x[0, 0] = 0
+    slope = np.linspace(-0.5, 1.5, channels)
+    of = jax.jit(lambda x, slope, weights: jax.vjp(layers._prelu, x, slope)[1](weights))
+    to_x, to_slope = map(np.float64, of(jnp.asarray(x, dtype), jnp.float32(slope), jnp.asarray(weights, dtype)))
+    assert onednn_kinds == [(onednn.PReLU, "gradient")]
+    np.testing.assert_allclose(to_x, weights * np.where(x > 0, 1, slope), atol=tolerance * np.abs(weights).max())
+    expected = (weights * np.minimum(x, 0)).sum((0, 1, 2))
+    np.testing.assert_allclose(to_slope, expected, atol=1e-6 * np.abs(expected).max() * len(x.ravel()) ** 0.5)
+
+
+def test_prelu_gradients_of_gradients(rng, onednn_kinds):
+    x, slope = np.float32(rng.normal(size=(2, 3, 4, 5))), np.linspace(0.1, 0.5, 5, dtype=np.float32)
+
+    def penalty(of, x, slope):
+        to_x, to_slope = jax.grad(lambda x, slope: jnp.sum(of(x, slope) ** 3), (0, 1))(x, slope)
+        return jnp.sum(jnp.sin(to_x)) + jnp.sum(jnp.sin(to_slope))
+
+    def plain(x, slope):
+        return jnp.where(x > 0, x, slope * x)
+
+    found, expected = (jax.grad(lambda *v, of=of: penalty(of, *v), (0, 1))(x, slope) for of in (layers._prelu, plain))
+    assert onednn_kinds
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5 * np.abs(other).max())
+
+
+def test_the_gradient_to_nan_is_nan(onednn_kinds):
+    x = jnp.zeros((1, 1, 2, 2)).at[0, 0, 1, 0].set(jnp.nan)
+    to_x = jax.grad(lambda x: jnp.sum(layers._prelu(x, jnp.full(2, 0.25)) ** 2))(x)
+    assert onednn_kinds
+    assert np.isnan(to_x).tolist() == np.isnan(x).tolist()
+
+
 def test_a_bias_gradient_is_the_sum_over_the_pixels_in_float32(rng):
     conv = Conv(2, 3, 3, stride=2, padding=0, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
     conv.bias[...] = jnp.array([1.0, -2.0, 3.0])
@@ -87,7 +136,8 @@ def test_a_bias_gradient_is_the_sum_over_the_pixels_in_float32(rng):
     y, back = jax.vjp(lambda params: nnx.merge(graphdef, params)(x), params)
     assert y.shape == (8, 16, 16, 3)
     conv.bias[...] = jnp.zeros(3)
-    np.testing.assert_array_equal(y, conv(x) + jnp.array([1, -2, 3], jnp.bfloat16))
+    # oneDNN adds it before it rounds, XLA after
+    np.testing.assert_allclose(np.float32(y), np.float32(conv(x)) + [1, -2, 3], rtol=2**-7, atol=2**-6)
     (gradients,) = back(jnp.ones_like(y))
     np.testing.assert_array_equal(gradients["bias"][...], [8 * 16 * 16] * 3)  # 2048, which bfloat16 cannot count to
 

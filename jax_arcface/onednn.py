@@ -1,11 +1,11 @@
-"""oneDNN's convolutions on a CPU, in place of XLA's, which take two to three times as long.
+"""oneDNN's operations on a CPU, in place of XLA's, which take up to three times as long.
 
-XLA calls them through `jax.ffi` on its own buffers. Nothing is compiled at installation: the library is that of the
-wheel `onednn-cpu-gomp` (the extra `cpu`), and both it and XLA's call frame are reached by ctypes. Whoever calls asks
-`supports` first, which is false where the library is missing, does not load or has no such convolution, and where
-ARCFACE_ONEDNN is 0 in the environment (another value changes nothing).
+XLA calls them on its own buffers (`xla_calls.py`). Nothing is compiled at installation: the library is that of the
+wheel `onednn-cpu-gomp` (the extra `cpu`), reached by ctypes. Whoever calls asks `supports` first, which is false where
+JAX has another device, where the library is missing, does not load or cannot do the operation, and where ARCFACE_ONEDNN
+is 0 in the environment (another value changes nothing).
 
-Shapes are XLA's: images [B, H, W, I], kernels [h, w, I, O], results [B, H', W', O].
+Shapes are XLA's: images [B, H, W, C], kernels [h, w, I, O].
 """
 
 from __future__ import annotations
@@ -16,28 +16,31 @@ import functools
 import importlib.metadata
 import os
 import threading
-import traceback
-from collections.abc import Callable, Sequence
-from ctypes import POINTER, byref, c_int, c_int64, c_size_t, c_uint32, c_void_p
-from typing import Any, Literal, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from ctypes import byref, c_int, c_int64, c_size_t, c_void_p
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
+from jax_arcface import xla_calls
+
 _WHEEL = "onednn-cpu-gomp"
 _DTYPES = {"float32": 3, "bfloat16": 2}  # dnnl_data_type_t
 
-Kind = Literal["forward", "input gradient", "kernel gradient"]
-
 
 class Convolution(NamedTuple):
-    """A convolution's shapes, strides and padding; what one of oneDNN's programs is made for.
+    """A convolution: `forward`, `input gradient` and `kernel gradient`.
+
+    `forward` is from (images, kernel[, bias]) to results, `input gradient` from (gradient of results, kernel) to that
+    of images, `kernel gradient` from (images, gradient of results) to that of the kernel[, of the bias].
 
     Args:
       images: (B, H, W, I). kernel: (h, w, I, O). results: (B, H', W', O).
       strides: (down, right). before, after: pixels of padding (top, left) and (bottom, right).
       dtype: the name of the dtype of all three.
+      bias: whether there is one, float32 [O].
     """
 
     images: tuple[int, ...]
@@ -47,43 +50,66 @@ class Convolution(NamedTuple):
     before: tuple[int, int]
     after: tuple[int, int]
     dtype: str
+    bias: bool = False
+
+    def outputs(self, kind: str) -> list[jax.ShapeDtypeStruct]:
+        """What an operation of this kind gives."""
+        shapes = {"forward": self.results, "input gradient": self.images, "kernel gradient": self.kernel}
+        bias = [_float32(self.kernel[-1])] if self.bias and kind == "kernel gradient" else []
+        return [jax.ShapeDtypeStruct(shapes[kind], self.dtype), *bias]
 
 
-def supports(convolution: Convolution) -> bool:
-    """Whether oneDNN is there and can do this convolution and both its gradients."""
-    if convolution.dtype not in _DTYPES or 0 in (*convolution.images, *convolution.results) or _library() is None:
-        return False
-    with _one_registers:
-        return _registered(convolution)
-
-
-def apply(kind: Kind, convolution: Convolution, first: Array, second: Array) -> Array:
-    """One of the three products, as an operation that XLA calls.
+class PReLU(NamedTuple):
+    """A PReLU's `gradient`: from (x, slope, gradient of y) to the gradients of x and of the slope, float32 [C].
 
     Args:
-      kind: `forward` is of (images, kernel), `input gradient` of (results' gradient, kernel), `kernel gradient` of
-        (images, results' gradient).
-      convolution: one that is supported.
-      first, second: those two.
+      shape: (B, H, W, C).
+      dtype: the name of that of x and y.
     """
-    shape = getattr(convolution, _OUTPUTS[kind])
-    output = jax.ShapeDtypeStruct(shape, convolution.dtype)
-    return jax.ffi.ffi_call(_target(kind, convolution), output, vmap_method="sequential")(first, second)
+
+    shape: tuple[int, ...]
+    dtype: str
+
+    def outputs(self, kind: str) -> list[jax.ShapeDtypeStruct]:
+        """What an operation of this kind gives."""
+        return [jax.ShapeDtypeStruct(self.shape, self.dtype), _float32(self.shape[-1])]
 
 
-_OUTPUTS: dict[Kind, str] = {"forward": "results", "input gradient": "images", "kernel gradient": "kernel"}
+Operation: TypeAlias = Convolution | PReLU
+
+
+def supports(operation: Operation) -> bool:
+    """Whether oneDNN is there and can do all kinds of this operation."""
+    alone = jax.default_backend() == "cpu" and jax.device_count() == 1
+    sizes = operation.images + operation.results if isinstance(operation, Convolution) else operation.shape
+    if not alone or 0 in sizes or operation.dtype not in _DTYPES or _library() is None:
+        return False
+    with _one_registers:
+        return _registered(operation)
+
+
+def apply(kind: str, operation: Operation, *inputs: Array) -> Sequence[Array]:
+    """An operation of one kind, as XLA calls it; of an operation that is supported."""
+    with _one_registers:
+        _registered(operation)
+    return jax.ffi.ffi_call(_target(kind, operation), operation.outputs(kind), vmap_method="sequential")(*inputs)
+
+
+def _float32(*shape: int) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape, "float32")
 
 
 # ---- oneDNN's C interface (its reference: https://uxlfoundation.github.io/oneDNN, "C API")
 
-_CPU, _IN_ORDER, _ANY, _FORWARD_TRAINING, _DIRECT = 1, 1, 1, 64, 1
+_CPU, _IN_ORDER, _ANY, _DIRECT, _FORWARD_TRAINING = 1, 1, 1, 1, 64
 _WEIGHTS_MD, _DIFF_WEIGHTS_MD = 131, 132  # dnnl_query_t
-_SRC, _DST, _WEIGHTS, _DIFF_SRC, _DIFF_DST, _DIFF_WEIGHTS = 1, 17, 33, 129, 145, 161  # arguments of a primitive
+# arguments of a primitive
+_SRC, _DST, _WEIGHTS, _BIAS, _DIFF_SRC, _DIFF_DST, _DIFF_WEIGHTS, _DIFF_BIAS = 1, 17, 33, 41, 129, 145, 161, 169
 _NONE, _ALLOCATE = c_void_p(0), c_void_p(-1)
 
 # A program owns the memory of its reordered kernel, and each already uses all cores.
 _one_at_a_time = threading.Lock()
-_one_registers = threading.Lock()  # XLA takes a name once, and several threads may trace the same convolution
+_one_registers = threading.Lock()  # XLA takes a name once, and several threads may trace the same operation
 
 
 class _Refused(RuntimeError):
@@ -128,7 +154,7 @@ def _engine() -> tuple[c_void_p, c_void_p]:
 
 
 def _finish() -> None:
-    """Waits at exit until XLA has computed all: a convolution that begins after Python's end never returns."""
+    """Waits at exit until XLA has computed all: an operation that begins after Python's end never returns."""
     # What a thread starts is computed in order, so this one's last tells; of what others started, their results tell.
     jax.block_until_ready((jnp.zeros(()), jax.live_arrays()))
 
@@ -137,184 +163,122 @@ def _numbers(values: Sequence[int]) -> Any:
     return (c_int64 * len(values))(*values)
 
 
-def _layout(sizes: Sequence[int], strides: Sequence[int], dtype: int) -> c_void_p:
+def _layout(sizes: Sequence[int], strides: Sequence[int], dtype: str = "float32") -> c_void_p:
     create = "dnnl_memory_desc_create_with_strides"
-    return _new(create, len(sizes), _numbers(sizes), dtype, _numbers(strides))
+    return _new(create, len(sizes), _numbers(sizes), _DTYPES[dtype], _numbers(strides))
 
 
-def _image_layout(shape: Sequence[int], dtype: int) -> c_void_p:
+def _image_layout(shape: Sequence[int], dtype: str = "float32") -> c_void_p:
     """[B, H, W, C] in memory, for oneDNN's order of axes, which is B, C, H, W."""
     b, h, w, c = shape
     return _layout((b, c, h, w), (h * w * c, 1, w * c, c), dtype)
 
 
-def _program(kind: Kind, convolution: Convolution) -> Callable[[int, int, int], None]:
-    """What computes one product, from the addresses of two inputs and the output."""
-    engine, stream = _engine()
-    dtype = _DTYPES[convolution.dtype]
-    height, width, inputs, outputs = convolution.kernel
-    oihw = (outputs, inputs, height, width)
-    images, results = (_image_layout(shape, dtype) for shape in (convolution.images, convolution.results))
-    kernel = _layout(oihw, (1, outputs, width * inputs * outputs, inputs * outputs), dtype)
-    inner = _new("dnnl_memory_desc_create_with_tag", 4, _numbers(oihw), dtype, _ANY)  # the layout that oneDNN likes
-    steps = [_numbers(v) for v in (convolution.strides, (0, 0), convolution.before, convolution.after)]
-    create = "dnnl_convolution_{}_primitive_desc_create"
-    forward = _new(
-        create.format("forward"), engine, _FORWARD_TRAINING, _DIRECT, images, inner, _NONE, results, *steps, _NONE
-    )
-    description, query = forward, _WEIGHTS_MD
-    if kind == "input gradient":
-        name = create.format("backward_data")
-        description = _new(name, engine, _DIRECT, images, inner, results, *steps, forward, _NONE)
-    elif kind == "kernel gradient":
-        name, query = create.format("backward_weights"), _DIFF_WEIGHTS_MD
-        description = _new(name, engine, _DIRECT, images, inner, _NONE, results, *steps, forward, _NONE)
-    chosen = c_void_p(_library().dnnl_primitive_desc_query_md(description, query, 0))  # type: ignore[union-attr]
-    product = _new("dnnl_primitive_create", description)
-    before_and_after = (chosen, kernel) if kind == "kernel gradient" else (kernel, chosen)
-    source, target = before_and_after
-    reorder = _new(
-        "dnnl_primitive_create", _new("dnnl_reorder_primitive_desc_create", source, engine, target, engine, _NONE)
-    )
-    x, y, k = (_new("dnnl_memory_create", layout, engine, _NONE) for layout in (images, results, kernel))
-    reordered = _new("dnnl_memory_create", chosen, engine, _ALLOCATE)
+def _memory(layout: c_void_p, address: c_void_p = _NONE) -> c_void_p:
+    return _new("dnnl_memory_create", layout, _engine()[0], address)
 
-    def execute(primitive: c_void_p, *arguments: tuple[int, c_void_p]) -> None:
-        array = (_Argument * len(arguments))(*(_Argument(*pair) for pair in arguments))
-        _call("dnnl_primitive_execute", primitive, stream, len(arguments), array)
 
-    def run(first: int, second: int, output: int) -> None:
-        memories = {"forward": (x, k, y), "input gradient": (y, k, x), "kernel gradient": (x, y, k)}[kind]
+def _reorder(source: c_void_p, target: c_void_p) -> c_void_p:
+    engine, _ = _engine()
+    description = _new("dnnl_reorder_primitive_desc_create", source, engine, target, engine, _NONE)
+    return _new("dnnl_primitive_create", description)
+
+
+Memories: TypeAlias = Sequence[c_void_p]
+Primitive: TypeAlias = tuple[c_void_p, Mapping[int, c_void_p]]  # and its memory, by argument
+
+
+def _program(primitives: Sequence[Primitive], memories: Memories) -> Callable[..., None]:
+    """What runs these primitives in order, once the memories have the addresses that it is given."""
+    _, stream = _engine()
+    calls = [
+        (primitive, len(named), (_Argument * len(named))(*(_Argument(*pair) for pair in named.items())))
+        for primitive, named in primitives
+    ]
+
+    def run(*addresses: int) -> None:
         with _one_at_a_time:
-            for memory, address in zip(memories, (first, second, output), strict=True):
+            for memory, address in zip(memories, addresses, strict=True):
                 _call("dnnl_memory_set_data_handle", memory, c_void_p(address))
-            if kind == "kernel gradient":
-                execute(product, (_SRC, x), (_DIFF_DST, y), (_DIFF_WEIGHTS, reordered))
-                execute(reorder, (_SRC, reordered), (_DST, k))
-            else:
-                execute(reorder, (_SRC, k), (_DST, reordered))
-                if kind == "forward":
-                    execute(product, (_SRC, x), (_WEIGHTS, reordered), (_DST, y))
-                else:
-                    execute(product, (_DIFF_DST, y), (_WEIGHTS, reordered), (_DIFF_SRC, x))
+            for primitive, count, arguments in calls:
+                _call("dnnl_primitive_execute", primitive, stream, count, arguments)
             _call("dnnl_stream_wait", stream)
 
     return run
 
 
-# ---- XLA's call frame (xla/ffi/api/c_api.h, version 0.1 and later, which only append to these structures)
-
-_API_VERSION = (0, 1)
-_METADATA, _INTERNAL = 1, 13  # an extension's type; an error's code
-
-
-class _Extension(ctypes.Structure):
-    pass
+def _programs(operation: Operation) -> dict[str, Callable[..., None]]:
+    """An operation's programs by kind; each is called with the addresses of its inputs, then of its outputs."""
+    return _convolution(operation) if isinstance(operation, Convolution) else _prelu(operation)
 
 
-_Extension._fields_ = (("struct_size", c_size_t), ("type", c_int), ("next", POINTER(_Extension)))
+def _convolution(convolution: Convolution) -> dict[str, Callable[..., None]]:
+    engine, _ = _engine()
+    height, width, inputs, outputs = convolution.kernel
+    oihw = (outputs, inputs, height, width)
+    images, results = (_image_layout(shape, convolution.dtype) for shape in (convolution.images, convolution.results))
+    kernel = _layout(oihw, (1, outputs, width * inputs * outputs, inputs * outputs), convolution.dtype)
+    inner = _new("dnnl_memory_desc_create_with_tag", 4, _numbers(oihw), _DTYPES[convolution.dtype], _ANY)
+    bias = _layout((outputs,), (1,)) if convolution.bias else _NONE
+    steps = [_numbers(v) for v in (convolution.strides, (0, 0), convolution.before, convolution.after)]
+
+    def described(name: str, *arguments: Any) -> c_void_p:
+        return _new(f"dnnl_convolution_{name}_primitive_desc_create", engine, *arguments, _NONE)
+
+    forward = described("forward", _FORWARD_TRAINING, _DIRECT, images, inner, bias, results, *steps)
+    to_images = described("backward_data", _DIRECT, images, inner, results, *steps, forward)
+    to_kernel = described("backward_weights", _DIRECT, images, inner, bias, results, *steps, forward)
+
+    def program(description: c_void_p, query: int) -> Callable[..., None]:
+        chosen = c_void_p(_library().dnnl_primitive_desc_query_md(description, query, 0))  # type: ignore[union-attr]
+        product = _new("dnnl_primitive_create", description)
+        x, y, k, liked = *map(_memory, (images, results, kernel)), _memory(chosen, _ALLOCATE)
+        b = [_memory(bias)] if convolution.bias and description is not to_images else []
+        if description is to_kernel:
+            arguments = {_SRC: x, _DIFF_DST: y, _DIFF_WEIGHTS: liked, **dict(zip([_DIFF_BIAS], b, strict=False))}
+            reorder = _reorder(chosen, kernel), {_SRC: liked, _DST: k}
+            return _program([(product, arguments), reorder], (x, y, k, *b))
+        reorder = _reorder(kernel, chosen), {_SRC: k, _DST: liked}
+        if description is to_images:
+            return _program([reorder, (product, {_DIFF_DST: y, _WEIGHTS: liked, _DIFF_SRC: x})], (y, k, x))
+        arguments = {_SRC: x, _WEIGHTS: liked, _DST: y, **dict(zip([_BIAS], b, strict=False))}
+        return _program([reorder, (product, arguments)], (x, k, *b, y))
+
+    return {
+        "forward": program(forward, _WEIGHTS_MD),
+        "input gradient": program(to_images, _WEIGHTS_MD),
+        "kernel gradient": program(to_kernel, _DIFF_WEIGHTS_MD),
+    }
 
 
-class _Version(ctypes.Structure):
-    _fields_ = (("struct_size", c_size_t), ("extensions", c_void_p), ("major", c_int), ("minor", c_int))
+def _prelu(prelu: PReLU) -> dict[str, Callable[..., None]]:
+    engine, _ = _engine()
+    channels = prelu.shape[-1]
+    images, slopes = _image_layout(prelu.shape, prelu.dtype), _layout((1, channels, 1, 1), (channels, 1, 1, 1))
+    create = "dnnl_prelu_{}_primitive_desc_create"
+    forward = _new(create.format("forward"), engine, _FORWARD_TRAINING, images, slopes, images, _NONE)
+    gradients = images, slopes, images
+    backward = _new(create.format("backward"), engine, images, slopes, *gradients, forward, _NONE)
+    memories = [_memory(layout) for layout in (images, slopes, images, images, slopes)]
+    arguments = dict(zip((_SRC, _WEIGHTS, _DIFF_DST, _DIFF_SRC, _DIFF_WEIGHTS), memories, strict=True))
+    return {"gradient": _program([(_new("dnnl_primitive_create", backward), arguments)], memories)}
 
 
-class _Metadata(ctypes.Structure):
-    _fields_ = (("struct_size", c_size_t), ("version", _Version), ("traits", c_uint32))
-
-
-class _MetadataExtension(ctypes.Structure):
-    _fields_ = (("base", _Extension), ("metadata", POINTER(_Metadata)))
-
-
-class _ErrorArguments(ctypes.Structure):
-    _fields_ = (
-        ("struct_size", c_size_t),
-        ("extensions", c_void_p),
-        ("message", ctypes.c_char_p),
-        ("code", c_int),
-    )
-
-
-class _Api(ctypes.Structure):
-    _fields_ = (
-        ("struct_size", c_size_t),
-        ("extensions", c_void_p),
-        ("version", _Version),
-        ("internal", c_void_p),
-        ("create_error", ctypes.CFUNCTYPE(c_void_p, POINTER(_ErrorArguments))),
-    )
-
-
-class _Buffer(ctypes.Structure):
-    _fields_ = (
-        ("struct_size", c_size_t),
-        ("extensions", c_void_p),
-        ("dtype", c_int),
-        ("data", c_void_p),
-    )
-
-
-class _Buffers(ctypes.Structure):
-    _fields_ = (
-        ("struct_size", c_size_t),
-        ("extensions", c_void_p),
-        ("size", c_int64),
-        ("types", c_void_p),
-        ("buffers", POINTER(POINTER(_Buffer))),
-    )
-
-
-class _Frame(ctypes.Structure):
-    _fields_ = (
-        ("struct_size", c_size_t),
-        ("extensions", POINTER(_Extension)),
-        ("api", POINTER(_Api)),
-        ("context", c_void_p),
-        ("stage", c_int),
-        ("inputs", _Buffers),
-        ("outputs", _Buffers),
-    )
-
-
-_Handler = ctypes.CFUNCTYPE(c_void_p, POINTER(_Frame))
-_handlers: list[Any] = []  # XLA keeps their addresses only
+# ---- what XLA knows
 
 
 @functools.cache
-def _registered(convolution: Convolution) -> bool:
+def _registered(operation: Operation) -> bool:
+    """Whether XLA knows the operation's programs; they are made and registered the first time."""
     try:
-        for kind in _OUTPUTS:
-            _target(kind, convolution)
+        for kind, program in _programs(operation).items():
+            xla_calls.register(_target(kind, operation), program)
     except _Refused:
         return False
     return True
 
 
-@functools.cache
-def _target(kind: Kind, convolution: Convolution) -> str:
-    """The name under which XLA knows a product; it is registered the first time."""
-    run = _program(kind, convolution)
-
-    @_Handler
-    def handle(frame_pointer: Any) -> int | None:
-        frame = frame_pointer.contents
-        try:
-            if frame.extensions and frame.extensions.contents.type == _METADATA:  # asks what this was written for
-                extension = ctypes.cast(frame.extensions, POINTER(_MetadataExtension)).contents
-                version = extension.metadata.contents.version
-                version.major, version.minor = _API_VERSION
-            else:
-                buffers = (*frame.inputs.buffers[:2], frame.outputs.buffers[0])
-                run(*(buffer.contents.data for buffer in buffers))
-        except BaseException:  # Ctrl-C too: what leaves this function leaves XLA without an answer
-            message = traceback.format_exc().encode()
-            arguments = _ErrorArguments(ctypes.sizeof(_ErrorArguments), None, message, _INTERNAL)
-            return frame.api.contents.create_error(byref(arguments))
-        return None
-
-    _handlers.append(handle)
-    sizes = ".".join("x".join(map(str, part)) for part in convolution[:-1])
-    name = f"jax_arcface.onednn.{kind.replace(' ', '_')}.{sizes}.{convolution.dtype}"
-    jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(handle), platform="cpu")
-    return name
+def _target(kind: str, operation: Operation) -> str:
+    """The name under which XLA knows a program."""
+    parts = ("x".join(map(str, part)) if isinstance(part, tuple) else str(part) for part in operation)
+    return ".".join(["jax_arcface.onednn", type(operation).__name__, kind.replace(" ", "_"), *parts])
