@@ -185,11 +185,10 @@ def augment(images: Array, draws: Mapping[str, Array], mean: Array, scale: Array
     if "affine" in draws:
         pixels = _affine(pixels, draws["affine"])
     if "shift" in draws:
-        pad = augmentation.shift
-        padded = jnp.pad(pixels, ((0, 0), (pad, pad), (pad, pad), (0, 0)), mode="reflect")
-        rows = draws["shift"][:, :1] + jnp.arange(height)
-        columns = draws["shift"][:, 1:] + jnp.arange(width)
-        pixels = jax.vmap(lambda image, row, column: image[row[:, None], column[None, :]])(padded, rows, columns)
+        start = draws["shift"] - augmentation.shift
+        rows = _reflected(start[:, :1] + jnp.arange(height), height)
+        columns = _reflected(start[:, 1:] + jnp.arange(width), width)
+        pixels = jax.vmap(lambda image, row, column: image[row][:, column])(pixels, rows, columns)
     if "flip" in draws:
         pixels = jnp.where(draws["flip"][:, None, None, None], pixels[:, :, ::-1], pixels)
     pixels = normalise(pixels, mean, scale)
@@ -209,31 +208,32 @@ def normalise(images: Array, mean: Array, scale: Array) -> Array:
     return (images.astype(scale.dtype) - mean) * scale
 
 
+def _reflected(index: Array, size: int) -> Array:
+    """Which of [0, size) an index outside is, where what lies inside goes on mirrored at its ends."""
+    last = size - 1
+    return last - jnp.abs(last - index % max(2 * last, 1))
+
+
 def _affine(images: Array, matrices: Array) -> Array:
     """Reads each image [H, W, C] bilinearly at matrix times the pixel's offset from the centre; 0 outside."""
-    height, width = images.shape[1:3]
-    centre = jnp.array([(height - 1) / 2, (width - 1) / 2], images.dtype)
-    grid = jnp.stack(jnp.meshgrid(jnp.arange(height), jnp.arange(width), indexing="ij"), axis=-1) - centre
-    matrices = matrices.astype(images.dtype)
+    height, width, channels = images.shape[1:]
+    (a, b), (c, d) = matrices.astype(images.dtype).transpose(1, 2, 0)[..., None, None]
+    middle = jnp.array([(height - 1) / 2, (width - 1) / 2], images.dtype)
+    below, beside = (jnp.arange(height) - middle[0])[:, None], jnp.arange(width) - middle[1]
     # written out, not as a matrix product: accelerators would round its inputs
-    source = (
-        matrices[:, None, None, :, 0] * grid[..., 0, None] + matrices[:, None, None, :, 1] * grid[..., 1, None] + centre
-    )
+    row, column = a * below + b * beside + middle[0], c * below + d * beside + middle[1]
+    top, left = jnp.floor(row), jnp.floor(column)
+    # one index into all pixels: XLA's CPU backend takes several times as long for three
+    pixels, first = images.reshape(-1, channels), height * width * jnp.arange(len(images))[:, None, None]
 
-    low = jnp.floor(source)
-    fraction = source - low
-    low = low.astype(jnp.int32)
-
-    def corner(image: Array, row: Array, column: Array) -> Array:
-        inside = (0 <= row) & (row < height) & (0 <= column) & (column < width)
-        return jnp.where(inside[..., None], image[row.clip(0, height - 1), column.clip(0, width - 1)], 0)
+    def corner(rows: Array, columns: Array) -> Array:
+        inside = (0 <= rows) & (rows < height) & (0 <= columns) & (columns < width)
+        index = first + width * rows.clip(0, height - 1) + columns.clip(0, width - 1)
+        return jnp.where(inside[..., None], pixels[index], 0)
 
     result = jnp.zeros_like(images)
     for down in (0, 1):
         for right in (0, 1):
-            weight = (fraction[..., 0] if down else 1 - fraction[..., 0]) * (
-                fraction[..., 1] if right else 1 - fraction[..., 1]
-            )
-            value = jax.vmap(corner)(images, low[..., 0] + down, low[..., 1] + right)
-            result += weight[..., None] * value
+            weight = (row - top if down else 1 - (row - top)) * (column - left if right else 1 - (column - left))
+            result += weight[..., None] * corner(top.astype(jnp.int32) + down, left.astype(jnp.int32) + right)
     return result

@@ -116,12 +116,13 @@ def test_without_augmentation_images_are_normalised(images):
     np.testing.assert_allclose(result, (images - MEAN.astype(np.float64)) / STD, rtol=1e-5, atol=1e-6)
 
 
-def test_shift_cuts_a_window_out_of_the_reflected_image(images):
-    augmentation = Augmentation(shift=2)
+@pytest.mark.parametrize("shift", [2, 15])  # by 15, more than the image is wide, it is reflected more than once
+def test_shift_cuts_a_window_out_of_the_reflected_image(images, shift):
+    augmentation = Augmentation(shift=shift)
     draws = draw_augmentation(augmentation, 0, 0, len(images), 9, 7)
     result = apply(images, draws, augmentation)
     for image, (row, column), moved in zip(images, draws["shift"], result, strict=True):
-        padded = np.pad(image, ((2, 2), (2, 2), (0, 0)), mode="reflect")
+        padded = np.pad(image, ((shift, shift), (shift, shift), (0, 0)), mode="reflect")
         np.testing.assert_allclose(moved, padded[row : row + 9, column : column + 7], atol=1e-4)
 
 
