@@ -4,8 +4,9 @@
     python -m experiments bench step --dataset mnist --json mine.json
     python -m experiments bench --check
 
-Everything is a ratio of contenders that take turns in one run (`turns.py`). `--check` repeats the runs whose results
-lie in `experiments/bench/results` and tells which JAX contender has become slower, measured by its ratio, by more than
+Everything is a ratio of contenders that take turns in one run (`turns.py`); where `--contenders` names none, the floor
+of their work stands beside them (`floor.py`). `--check` repeats the runs whose results lie in
+`experiments/bench/results` and tells which JAX contender has become slower, measured by its ratio, by more than
 `--tolerance` (1.3 by default); its exit status is then 1.
 """
 
@@ -21,6 +22,8 @@ from typing import Any, Protocol
 
 from experiments._arguments import Parser, UserError, check_at_least, check_can_be_written
 from experiments._machine import machine, versions
+from experiments.bench.floor import CONTENDERS as MACHINE
+from experiments.bench.floor import Work, described, least_time
 from experiments.bench.turns import Contender, Row, measure, work
 
 RESULTS = Path(__file__).parent / "results"
@@ -43,6 +46,10 @@ class Benchmark(Protocol):
     def headline(options: argparse.Namespace) -> str:
         """What is measured, in a line."""
 
+    @staticmethod
+    def least_work(options: argparse.Namespace) -> Work:
+        """What every contender has to do at the least, of which times are."""
+
 
 def main(words: list[str]) -> int:
     """Runs the benchmark that the first word names, or the check, whose status it gives."""
@@ -56,7 +63,7 @@ def main(words: list[str]) -> int:
         return status or 0
     benchmark, options = _parsed(words)
     if options.worker:
-        work(benchmark.CONTENDERS[options.worker], options)
+        work({**MACHINE, **benchmark.CONTENDERS}[options.worker], options)
         return 0
     result = run_named(words)
     print(table(result))
@@ -72,13 +79,16 @@ def run_named(words: list[str]) -> dict[str, Any]:
     if unknown := [name for name in chosen if name not in benchmark.CONTENDERS]:
         raise UserError(f"there is no contender {unknown[0]!r}; known: {', '.join(benchmark.CONTENDERS)}")
     reference = benchmark.REFERENCE if benchmark.REFERENCE in chosen else chosen[0]
-    contenders = {name: benchmark.CONTENDERS[name] for name in chosen}
-    rows = measure(words, contenders, reference, options.turns, getattr(options, "steps", 1))
+    rates = {} if options.contenders else MACHINE
+    contenders = {name: benchmark.CONTENDERS[name] for name in chosen} | rates
+    per_run = getattr(options, "steps", 1)
+    rows = measure(words, contenders, reference, options.turns, per_run)
     return {
         **circumstances(words, options.turns),
         "headline": benchmark.headline(options),
         "reference": reference,
-        "rows": {name: row._asdict() for name, row in rows.items()},
+        "rows": {name: row._asdict() for name, row in rows.items() if name not in MACHINE},
+        "floor": least_time(benchmark.least_work(options), rows, per_run) if rates else None,
     }
 
 
@@ -101,6 +111,8 @@ def table(result: Mapping[str, Any]) -> str:
             f"{name:<36} {row.milliseconds:>10.1f} {f'{row.smallest:.1f} to {row.largest:.1f}':>22} {row.ratio:>6.2f} "
             f"{row.mebibytes:>7.0f} {row.first_seconds:>8.1f}"
         )
+    if found := result.get("floor"):
+        lines.append(described(found))
     lines.append(f"ratio: of {result['reference']}; MiB: the process's peak memory; first s: until the first run's end")
     return "\n".join(lines)
 

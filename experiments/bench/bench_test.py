@@ -121,6 +121,37 @@ def test_results_of_programs_tell_what_they_are_of(tmp_path, monkeypatch):
     assert "jax" in result["versions"]
 
 
+def test_growth_measures_and_draws_its_points(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(growth, "CLASSES", {"batch_size": (4,), "classes": (10, 20)})
+    monkeypatch.setattr(growth, "BATCHES", {"batch_size": (4, 8), "classes": (10,)})
+    monkeypatch.setattr(growth, "CONTENDERS", ("PyTorch, dense",))
+    assert not growth.main(["--turns", "1", "--json", str(tmp_path / "g.json"), "--figure", str(tmp_path / "g.png")])
+    points = json.loads((tmp_path / "g.json").read_text())["points"]
+    assert [(p["batch_size"], p["classes"]) for p in points] == [(4, 10), (4, 20), (4, 10), (8, 10)]
+    assert all(p["rows"]["PyTorch, dense"]["milliseconds"] > 0 for p in points)
+    assert (tmp_path / "g.png").read_bytes().startswith(b"\x89PNG")
+    assert capsys.readouterr().out.count("head, B = ") == 4
+
+
+def test_start_up_is_measured_twice(tmp_path, capfd):
+    assert main(["bench", "start_up", "--dataset", "digits", "--json", str(tmp_path / "s.json")]) == 0
+    seconds = json.loads((tmp_path / "s.json").read_text())["seconds"]
+    assert list(seconds) == ["first start", "second start"]
+    assert all(0 < value < 600 for value in seconds.values())
+    assert "second start" in capfd.readouterr().out
+
+
+def test_seconds_to_an_accuracy_are_of_both_programs(tmp_path):
+    words = "--dataset digits --accuracy 0.15 --epochs 1 --width 0.1"
+    assert main(["bench", "seconds_to_accuracy", *words.split(), "--json", str(tmp_path / "s.json")]) == 0
+    rows = json.loads((tmp_path / "s.json").read_text())["rows"]
+    assert list(rows) == ["jax_arcface", "torch_reference"]
+    for row in rows.values():
+        assert row["epoch"] == 1
+        assert 0 < row["seconds"] == row["all_seconds"]
+        assert 0.15 <= row["last_accuracy"] <= 1
+
+
 @pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="elsewhere a child's peak begins at its parent's")
 def test_a_process_is_not_charged_with_its_parents_memory():
     program = "from experiments.bench import turns; print(turns._peak_mebibytes())"

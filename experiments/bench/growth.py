@@ -85,7 +85,7 @@ def draw(result: dict[str, Any], path: Path) -> None:
         for row, (field, label) in enumerate(
             (("milliseconds", "time, ms"), ("mebibytes", "peak memory of the process, MiB"))
         ):
-            for contender, marker in zip(CONTENDERS, "osD", strict=True):
+            for contender, marker in zip(CONTENDERS, "osD", strict=False):
                 y = np.array([p["rows"][contender][field] for p in points])
                 axes[row, column].loglog(x, y, marker=marker, label=f"{contender}: slope {slope(x, y):.2f}")
             axes[row, column].set(xlabel=name, ylabel=label)

@@ -9,6 +9,7 @@ import argparse
 
 from experiments._arguments import Parser
 from experiments.bench import step
+from experiments.bench.floor import Work
 from experiments.bench.turns import Contender, Step
 from jax_arcface.__main__ import cpu_environment
 
@@ -18,6 +19,11 @@ REFERENCE = "JAX, one after the other"
 def headline(options: argparse.Namespace) -> str:
     """How many, of what."""
     return f"{options.replicas} replicas, {step.headline(options)}"
+
+
+def least_work(options: argparse.Namespace) -> Work:
+    """That of as many steps as there are replicas."""
+    return Work(options.replicas * step.least_work(options).flop)
 
 
 def _sequence(options: argparse.Namespace) -> Step:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from experiments._arguments import Parser
+from experiments.bench.floor import Work
 from experiments.bench.turns import Contender, Step
 from jax_arcface.__main__ import cpu_environment
 from jax_arcface.config import BACKBONE_NAMES, PRECISIONS
@@ -28,6 +29,16 @@ def headline(options: argparse.Namespace) -> str:
         f"training step, {options.backbone}, width {options.width:g}, {height}x{width}x{channels}, "
         f"batch {options.batch_size}, {options.precision}"
     )
+
+
+def least_work(options: argparse.Namespace) -> Work:
+    """The convolutions and matrix products of a step, forward and backward, zeros of the padding counted."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    step = torch_step(argparse.Namespace(**vars(options) | {"steps": 1}))
+    with FlopCounterMode(display=False) as counter:
+        step()
+    return Work(counter.get_total_flops())
 
 
 def jax_step(options: argparse.Namespace, replicas: int = 1) -> Step:

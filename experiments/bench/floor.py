@@ -1,0 +1,75 @@
+"""The least time that a benchmark's work can take on a machine: by its operations and bytes, at rates measured there.
+
+The rates are those of a large matrix product and of a large copy, both float32, which take turns with the contenders.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from experiments.bench.turns import Contender, Row, Step
+
+SIDE = 2048  # of the product's matrices
+NUMBERS = 2**26  # in the copy
+
+
+class Work(NamedTuple):
+    """What has to be done, at the least.
+
+    Args:
+      flop: floating-point operations, a multiplication and an addition being two.
+      bytes: read from and written to memory; 0 where nobody has counted them.
+    """
+
+    flop: float
+    bytes: float = 0.0
+
+
+def least_time(work: Work, rows: Mapping[str, Row], per_run: int = 1) -> dict[str, float]:
+    """The work, the rates and the least milliseconds, as a result holds them.
+
+    Args:
+      work: of what the contenders' times are of.
+      rows: those of `CONTENDERS`.
+      per_run: what their times were divided by.
+
+    >>> row = Row(100.0, 90.0, 110.0, 1.0, 1.0, 1.0, None)
+    >>> least_time(Work(flop=SIDE**3), dict.fromkeys(CONTENDERS, row))["milliseconds"]
+    50.0
+    """
+    product, copy = (rows[name].milliseconds * per_run / 1e3 for name in CONTENDERS)
+    flop_rate, byte_rate = 2 * SIDE**3 / product, 2 * 4 * NUMBERS / copy
+    return {
+        "flop": work.flop,
+        "bytes": work.bytes,
+        "flop_per_second": flop_rate,
+        "bytes_per_second": byte_rate,
+        "milliseconds": 1e3 * max(work.flop / flop_rate, work.bytes / byte_rate),
+    }
+
+
+def described(floor: Mapping[str, float]) -> str:
+    """A floor for the terminal, in a line."""
+    parts = [f"{floor['flop'] / 1e9:.3g} GFLOP at {floor['flop_per_second'] / 1e9:.3g} GFLOP/s"]
+    if floor["bytes"]:
+        parts.append(f"{floor['bytes'] / 1e9:.3g} GB at {floor['bytes_per_second'] / 1e9:.3g} GB/s")
+    return f"floor: {floor['milliseconds']:.1f} ms: {', '.join(parts)}"
+
+
+def _product(options: argparse.Namespace) -> Step:
+    import torch
+
+    x, product = torch.ones(SIDE, SIDE), torch.empty(SIDE, SIDE)
+    return lambda: torch.mm(x, x, out=product)[0, 0].item()
+
+
+def _copy(options: argparse.Namespace) -> Step:
+    import torch
+
+    source, target = torch.ones(NUMBERS), torch.zeros(NUMBERS)
+    return lambda: target.copy_(source)[0].item()
+
+
+CONTENDERS = {"a large matrix product": Contender(_product), "a large copy": Contender(_copy)}
