@@ -105,7 +105,7 @@ def train(options: TrainOptions) -> None:
     print(
         f"{config.loss} on {dataset.name}: {len(dataset.train.labels):,} training and {len(dataset.test.labels):,} "
         f"test images {'x'.join(map(str, dataset.image_shape))}, {dataset.num_classes} classes; {config.backbone}, "
-        f"{config.epochs} epochs on {jax.default_backend()}"
+        f"{config.epochs} {'epoch' if config.epochs == 1 else 'epochs'} on {jax.default_backend()}"
     )
     # XLA runs the grouped convolutions of a vmapped network slower than one network after the other on a CPU
     together = [list(zip(replicas.values(), directories, strict=True))]
@@ -172,6 +172,8 @@ def _train_group(
         if state is not None:
             states = [state]
             records = [[r for r in runs.read_metrics(directories[0]) if r["step"] <= int(state.step)]]
+        begun = f"goes on after step {int(state.step)}" if state is not None else "has no checkpoint and begins anew"
+        print(f"{directories[0]} {begun} of {config.epochs * steps}")
     else:
         for member, directory in group:
             runs.create(directory, member)

@@ -25,6 +25,7 @@ def draw_embeddings(
       ImportError: matplotlib is not installed.
     """
     from matplotlib.figure import Figure
+    from matplotlib.patheffects import withStroke
 
     x = _unit(embeddings)
     w = _unit(prototypes.reshape(len(prototypes), -1, prototypes.shape[-1]))
@@ -44,11 +45,14 @@ def draw_embeddings(
         left.plot([0, spoke[0]], [0, spoke[1]], color="0.4", linewidth=0.8, zorder=0)
         if len(spokes) <= 20:
             colour = colours.cmap(colours.norm(number))
-            left.annotate(class_names[number], 1.12 * spoke, color=colour, ha="center", va="center", weight="bold")
+            label = left.annotate(
+                class_names[number], 1.12 * spoke, color=colour, ha="center", va="center", weight="bold"
+            )
+            label.set_path_effects([withStroke(linewidth=3, foreground="white")])  # legible on the points
     left.set_aspect("equal")
     left.margins(0.15)
     shown_of = "" if x.shape[1] == 2 else f", 2 of {x.shape[1]} dimensions"
-    left.set(title=f"Test embeddings on the unit sphere{shown_of}", xticks=[], yticks=[])
+    left.set(title=f"Directions of the test embeddings{shown_of}", xticks=[], yticks=[])
 
     bins = np.linspace(0, 180, 91).tolist()
     right.hist(degrees[0], bins=bins, alpha=0.7, label="own class")

@@ -134,7 +134,8 @@ def train(options: TrainOptions) -> None:
     print(
         f"{config.loss} on {dataset.name}: {len(dataset.train.labels):,} training and "
         f"{len(dataset.test.labels):,} test images {'x'.join(map(str, dataset.image_shape))}, "
-        f"{dataset.num_classes} classes; {config.backbone}, {config.epochs} epochs on {machine.device}"
+        f"{dataset.num_classes} classes; {config.backbone}, "
+        f"{config.epochs} {'epochs' if config.epochs > 1 else 'epoch'} on {machine.device}"
     )
     results: dict[Path, float] = {}
     with _interruptible() as stop, _deterministic(options.deterministic):
@@ -194,6 +195,9 @@ def _train_one(
         state = training.initial_state(config, dataset, machine)
         runs.read_checkpoint(run, state.load_arrays)
         records = [record for record in runs.read_metrics(run) if record["step"] <= state.step]
+        print(
+            f"{run} goes on after step {state.step}" if state.step else f"{run} has no checkpoint: from the beginning"
+        )
     else:
         runs.create(run, config)
         runs.write_dataset(run, *described)

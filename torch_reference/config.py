@@ -46,8 +46,8 @@ class TrainConfig:
     dataset: str = option("digits", "Data set: digits, mnist, cifar10, or the path of a folder of class folders.")
     data_dir: str | None = option(
         None,
-        "Folder with the data set's files; the default is the environment variable ARCFACE_DATA_DIR, then "
-        "torchvision's download.",
+        "Folder with the data set's files; the default is the environment variable ARCFACE_DATA_DIR, then a "
+        "download by torchvision, into your cache folder.",
     )
     image_size: int | None = option(
         None,

@@ -41,12 +41,14 @@ def draw_embeddings(
 
 
 def _draw_directions(axes, x, labels, centres, class_names) -> None:
+    from matplotlib import patheffects
+
     dimension = x.shape[1]
     if dimension == 2:
-        plane, space = np.eye(2), "the plane"
+        plane, space = np.eye(2), ""
     else:
         plane = np.linalg.svd(centres - centres.mean(axis=0), full_matrices=False)[2][:2]
-        space = f"their two main directions of {dimension}"
+        space = f", 2 of {dimension} dimensions"
     points, spokes = x @ plane.T, centres @ plane.T
     shown = np.random.default_rng(0).permutation(len(x))[:_SHOWN]
     colours = "tab10" if len(centres) <= 10 else "turbo"
@@ -55,10 +57,12 @@ def _draw_directions(axes, x, labels, centres, class_names) -> None:
         axes.plot(*np.stack([0 * spoke, spoke], axis=1), color="0.4", linewidth=0.8, zorder=0)
         if len(spokes) <= 20:
             colour = dots.cmap(dots.norm(label))
-            axes.annotate(class_names[label], 1.12 * spoke, color=colour, ha="center", va="center", weight="bold")
+            place = {"ha": "center", "va": "center", "weight": "bold"}
+            text = axes.annotate(class_names[label], 1.12 * spoke, color=colour, **place)
+            text.set_path_effects([patheffects.withStroke(linewidth=3, foreground="white")])  # above the points
     axes.set_aspect("equal", adjustable="datalim")
     axes.margins(0.15)
-    axes.set(title=f"Directions of the test embeddings\nin {space}", xticks=[], yticks=[])
+    axes.set(title=f"Directions of the test embeddings{space}", xticks=[], yticks=[])
 
 
 def _draw_angles(axes, cosine, labels) -> None:
