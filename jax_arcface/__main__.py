@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import ctypes
 import dataclasses
 import io
 import os
@@ -32,6 +33,7 @@ CPU_ENVIRONMENT = {
     "OMP_WAIT_POLICY": "passive",
 }
 _KNOWN_BY = ("0.10.", "0.11.")
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
 _COMMANDS: dict[str, tuple[type, Callable[[Any], None]]] = {
     "train": (commands.TrainOptions, commands.train),
@@ -82,12 +84,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def set_up() -> None:
     """What the command line sets before JAX starts, where the user has set nothing.
 
-    The variables of `cpu_environment`, and that what JAX compiles is kept in the user's cache folder for later starts.
+    The variables of `cpu_environment`, that glibc keeps freed memory, and that what JAX compiles lies in the user's
+    cache folder for later starts.
     """
     os.environ.update(cpu_environment())  # read when JAX first uses a device
+    keep_freed_memory()
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         folder = Path(platformdirs.user_cache_dir("jax-arcface", appauthor=False)) / "compiled"
         jax.config.update("jax_compilation_cache_dir", str(folder))
+
+
+def keep_freed_memory() -> bool:
+    """Has glibc keep up to a GiB that is freed, where the user has not tuned it; tells whether it does now.
+
+    XLA allocates the same large arrays in each step. glibc would give them back to the system in between, which would
+    then clear each of their pages anew.
+    """
+    if any(name == "GLIBC_TUNABLES" or name.startswith("MALLOC_") for name in os.environ):
+        return False
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    return mallopt is not None and all([mallopt(option, 2**30) for option in (_M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD)])
 
 
 def cpu_environment() -> dict[str, str]:

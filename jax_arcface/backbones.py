@@ -208,7 +208,7 @@ class _Whitening(nnx.Module):
 
     def __call__(self, x: Array) -> Array:
         kernel = self.kernel[...].astype(x.dtype)
-        return convolve(x, kernel, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+        return convolve(x, kernel, (1, 1), ((0, 0), (0, 0)))
 
 
 def whitening_filters(images: np.ndarray) -> np.ndarray:

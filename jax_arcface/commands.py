@@ -172,8 +172,9 @@ def _train_group(
         if state is not None:
             states = [state]
             records = [[r for r in runs.read_metrics(directories[0]) if r["step"] <= int(state.step)]]
-        begun = f"goes on after step {int(state.step)}" if state is not None else "has no checkpoint and begins anew"
-        print(f"{directories[0]} {begun} of {config.epochs * steps}")
+        total = config.epochs * steps
+        begun = "has no checkpoint and begins anew" if state is None else f"goes on after step {state.step} of {total}"
+        print(f"{directories[0]} {begun}")
     else:
         for member, directory in group:
             runs.create(directory, member)

@@ -513,6 +513,7 @@ def test_ctrl_c_keeps_what_was_trained_and_resume_ends_it_as_if_nothing_had_been
     assert main(["evaluate", str(run)]) == 0
 
     assert main(["train", "--resume", "--out", str(run)]) == 0
+    assert f"\n{run} goes on after step {done} of {STEPS}\n" in capsys.readouterr().out
     assert_same_weights(run, trained)
     ended = safetensors.numpy.load_file(run / "model.safetensors")
     assert any(np.any(ended[name] != stopped[name]) for name in ended)
@@ -542,6 +543,14 @@ def test_second_ctrl_c_ends_at_once(tmp_path, monkeypatch, capsys):
         pytest.fail("a traceback")
     assert status == 130
     assert capsys.readouterr().err == "jax_arcface: ended at once by Ctrl-C\n"
+
+
+def test_resume_without_a_checkpoint_begins_anew(run_copy, trained, capsys):
+    for checkpoint in (run_copy / "checkpoints").iterdir():
+        checkpoint.unlink()
+    assert main(["train", "--resume", "--out", str(run_copy)]) == 0
+    assert f"\n{run_copy} has no checkpoint and begins anew\n" in capsys.readouterr().out
+    assert_same_weights(run_copy, trained)
 
 
 def test_resume_of_an_ended_run_changes_nothing(run_copy, trained):

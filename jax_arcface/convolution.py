@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,43 +19,56 @@ NHWC = ("NHWC", "HWIO", "NHWC")  # the layouts of images, kernel and results
 def convolve(
     images: Array,
     kernel: Array,
-    strides: Sequence[int],
-    padding: Sequence[tuple[int, int]] | str,
+    strides: tuple[int, int],
+    padding: Sequence[tuple[int, int]],
     bias: Array | None = None,
-    **rest: Any,
 ) -> Array:
-    """`jax.lax.conv_general_dilated` of images and kernel, plus a bias, computed by oneDNN where that can do it.
+    """A convolution (a cross-correlation, as everywhere), computed by oneDNN where that can do it, else by XLA.
 
-    It can on a CPU that is JAX's only device, with the extra `cpu` installed, in float32 and bfloat16, without dilation
-    or groups. `vmap` then calls it once for each. Forward-mode differentiation, `jax.export` and lowering for another
-    platform are not there: ARCFACE_ONEDNN=0 in the environment leaves all to XLA, which can.
+    It can on a CPU that is JAX's only device, with the extra `cpu` installed, in float32 and bfloat16. `vmap` then
+    calls it once for each. Forward-mode differentiation, `jax.export` and lowering for another platform are not there:
+    ARCFACE_ONEDNN=0 in the environment leaves all to XLA, which can.
 
     Args:
       images: [B, H, W, I].
-      kernel: [h, w, I, O].
+      kernel: [h, w, I, O], of the same dtype.
       strides: (down, right).
-      padding: ((top, bottom), (left, right)), "SAME" or "VALID".
-      bias: float32 [O], or of the dtype of images.
-      rest: as `jax.lax.conv_general_dilated`; with `dimension_numbers` other than NHWC, HWIO, NHWC that is what is
-        called.
+      padding: rows and columns of zeros, ((top, bottom), (left, right)).
+      bias: [O], any float dtype.
 
     Returns:
       [B, H', W', O].
 
-    >>> import jax.numpy as jnp
-    >>> convolve(jnp.ones((1, 3, 3, 1)), jnp.ones((3, 3, 1, 1)), (1, 1), "SAME", dimension_numbers=NHWC)[0, :, :, 0]
+    >>> convolve(jnp.ones((1, 3, 3, 1)), jnp.ones((3, 3, 1, 1)), (1, 1), ((1, 1), (1, 1)))[0, :, :, 0]
     Array([[4., 6., 4.],
            [6., 9., 6.],
            [4., 6., 4.]], dtype=float32)
     """
-    convolution = _described(images, kernel, strides, padding, rest)
-    if convolution is None or not onednn.supports(convolution := convolution._replace(bias=bias is not None)):
-        results = jax.lax.conv_general_dilated(images, kernel, strides, padding, **rest)
+    described = _described(images, kernel, strides, padding, bias is not None)
+    if images.dtype != kernel.dtype or not onednn.supports(described):  # XLA tells what it cannot do
+        results = jax.lax.conv_general_dilated(images, kernel, strides, padding, dimension_numbers=NHWC)
         return results if bias is None else _add_bias(results, bias)
-    return (
-        _forward(convolution, images, kernel)
-        if bias is None
-        else _biased(convolution, images, kernel, bias.astype(jnp.float32))
+    if bias is None:
+        return _forward(described, images, kernel)
+    return _biased(described, images, kernel, bias.astype(jnp.float32))
+
+
+def _described(
+    images: Array, kernel: Array, strides: tuple[int, int], padding: Sequence[tuple[int, int]], bias: bool
+) -> Convolution:
+    (top, bottom), (left, right) = padding
+    down, across = strides
+    height = (images.shape[1] + top + bottom - kernel.shape[0]) // down + 1
+    width = (images.shape[2] + left + right - kernel.shape[1]) // across + 1
+    return Convolution(
+        images.shape,
+        kernel.shape,
+        (images.shape[0], height, width, kernel.shape[3]),
+        strides,
+        before=(top, left),
+        after=(bottom, right),
+        dtype=images.dtype.name,
+        bias=bias,
     )
 
 
@@ -69,29 +81,6 @@ _add_bias.defvjp(
     lambda x, bias: (_add_bias(x, bias), bias),
     lambda bias, gradient: (gradient, channel_sums(gradient.astype(bias.dtype))),
 )
-
-
-def _described(
-    images: Array, kernel: Array, strides: Sequence[int], padding: Sequence[tuple[int, int]] | str, rest: dict
-) -> Convolution | None:
-    """The convolution, if it is a plain one."""
-    rest = {name: value for name, value in rest.items() if value is not None}
-    numbers = jax.lax.conv_dimension_numbers(images.shape, kernel.shape, rest.pop("dimension_numbers", None))
-    nhwc = jax.lax.conv_dimension_numbers(images.shape, kernel.shape, NHWC)
-    dilated = any(d != 1 for name in ("lhs_dilation", "rhs_dilation") for d in rest.pop(name, ()))
-    groups = rest.pop("feature_group_count", 1)
-    if rest or dilated or groups != 1 or numbers != nhwc or images.dtype != kernel.dtype:
-        return None
-    if isinstance(padding, str):
-        padding = jax.lax.padtype_to_pads(images.shape[1:3], kernel.shape[:2], tuple(strides), padding)
-    (top, bottom), (left, right) = padding
-    down, across = strides
-    height = (images.shape[1] + top + bottom - kernel.shape[0]) // down + 1
-    width = (images.shape[2] + left + right - kernel.shape[1]) // across + 1
-    results = (images.shape[0], height, width, kernel.shape[3])
-    return Convolution(
-        images.shape, kernel.shape, results, (down, across), (top, left), (bottom, right), images.dtype.name
-    )
 
 
 # A convolution is linear in each of two arrays, and so is each of its gradients: each is the others' gradient.

@@ -109,12 +109,13 @@ def loss_and_hits(
 ) -> tuple[Array, Array]:
     """`fused_margin_softmax_loss`, and which embeddings have their largest cosine with their own class, without margin.
 
-    The loss knows that from its forward pass, where `nearest_class` would need another.
-
-    Args: and Raises: as `fused_margin_softmax_loss`.
+    The loss knows that from its forward pass; `nearest_class` would need another. Arguments and errors are those of
+    `fused_margin_softmax_loss`.
 
     Returns:
-      The loss, and bool [B]; an embedding as near to another class counts as wrong.
+      The loss, and bool [B]. It is false, too, where another class is exactly as near (there `nearest_class` gives the
+      first of the two), and for a label outside [0, C). With `matmul_dtype` the other classes' cosines are those of
+      rounded factors.
 
     >>> x, w = jnp.array([[1.0, 0.0], [2.0, 1.0]]), jnp.array([[1.0, 0.0], [0.0, 1.0]])
     >>> loss_and_hits(x, w, jnp.array([0, 1]), Margin.arcface(0.5))[1].tolist()
@@ -247,8 +248,8 @@ def _loss(
     losses = jax.nn.softplus((largest - target) + jnp.log(total))  # near numbers first: no digits are lost
     if smoothing:
         losses += smoothing * (target - (sum_others + target) / classes)
-    loss = jnp.mean(losses * jnp.where((labels >= 0) & (labels < classes), 1, jnp.nan))
-    return loss, scale * cosine > nearest
+    is_class = (labels >= 0) & (labels < classes)
+    return jnp.mean(losses * jnp.where(is_class, 1, jnp.nan)), is_class & (scale * cosine > nearest)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -279,10 +280,10 @@ def _all_classes(
 
     zeros = jnp.zeros(len(u), u.dtype)
     lowest = jnp.full(len(u), jnp.finfo(u.dtype).min, u.dtype)  # not -inf, which would make NaN of a lone class
-    sums = _over_blocks(settings.block_size, prototypes, add, (lowest, zeros, zeros, lowest))
+    found = _over_blocks(settings.block_size, prototypes, add, (lowest, zeros, zeros, lowest))
     own = normalize(prototypes[labels.clip(0, len(prototypes) - 1)])  # [B, D] or [B, K, D]
     cosine = jnp.einsum("b...d,bd->b...", own, u, precision=jax.lax.Precision.HIGHEST)
-    return cosine.max(axis=tuple(range(1, cosine.ndim))), *sums
+    return cosine.max(axis=tuple(range(1, cosine.ndim))), *found
 
 
 def _forward(settings: _Settings, *inputs: Array) -> tuple[tuple[Array, Array, Array, Array, Array], tuple]:

@@ -59,3 +59,29 @@ def test_what_was_compiled_is_kept_for_the_next_start(tmp_path):
     subprocess.run(command, env=environment, check=True, capture_output=True)
     names = [file.name for file in (tmp_path / "jax-arcface" / "compiled").iterdir()]
     assert any(name.startswith("jit_step-") for name in names)
+
+
+KEPT = """
+import resource
+import numpy as np
+from jax_arcface.__main__ import keep_freed_memory
+
+print(keep_freed_memory())
+for _ in range(3):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    np.ones(2**24)  # 128 MiB
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="of glibc")
+@pytest.mark.parametrize("tuned", [None, "GLIBC_TUNABLES", "MALLOC_ARENA_MAX"])
+def test_freed_memory_is_kept_unless_the_user_has_tuned_it(tuned):
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("GLIBC", "MALLOC"))}
+    environment |= {} if tuned is None else {tuned: ""}
+    said = subprocess.run(
+        [sys.executable, "-c", KEPT], env=environment, capture_output=True, text=True, check=True
+    ).stdout
+    kept, page_faults = said.split()
+    assert kept == str(tuned is None)
+    assert (int(page_faults) < 32) == (tuned is None)  # there are 32,768 pages, or 64 large ones

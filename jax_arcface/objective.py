@@ -53,6 +53,21 @@ class Inputs(NamedTuple):
     normal: Array | None = None
 
 
+class Outcome(NamedTuple):
+    """What a term gives, or the sum of all.
+
+    Args:
+      loss: a scalar.
+      state: of the term after this step; of the sum, all terms' by name.
+      hits: bool [B], which embeddings have their largest cosine with their own class; None where that was not found
+        out on the way to the loss.
+    """
+
+    loss: Array
+    state: dict[str, Any]
+    hits: Array | None = None
+
+
 @dataclasses.dataclass(frozen=True)
 class Number:
     """An option that is a number, with low <= value < high.
@@ -92,8 +107,7 @@ class Loss:
     Args:
       kind: `classification` losses own the prototypes; `regulariser`s need one beside them; `pairs` need neither.
       equation: what it is, in one line.
-      apply: from (inputs, options, state) to (the loss, the new state), and bool [B] where it knows which embeddings
-        are nearest to their own class, else None or nothing.
+      apply: from (inputs, options, state) to its outcome.
       options: by name.
       weight: where none is given.
       takes: the flags beside --loss that have an effect on it.
@@ -103,7 +117,7 @@ class Loss:
 
     kind: Kind
     equation: str
-    apply: Callable[[Inputs, Options, State], tuple[Array, State] | tuple[Array, State, Array | None]]
+    apply: Callable[[Inputs, Options, State], Outcome]
     options: Mapping[str, Number | Choice] = dataclasses.field(default_factory=dict)
     weight: float = 1.0
     takes: frozenset[str] = frozenset()
@@ -114,42 +128,42 @@ class Loss:
 # ---- how each is computed
 
 
-def _softmax(i: Inputs, o: Options, state: State) -> tuple[Array, State]:
+def _softmax(i: Inputs, o: Options, state: State) -> Outcome:
     assert i.bias is not None
-    return losses.linear_softmax_loss(i.embeddings, i.prototypes, i.bias, i.labels, i.label_smoothing), state
+    return Outcome(losses.linear_softmax_loss(i.embeddings, i.prototypes, i.bias, i.labels, i.label_smoothing), state)
 
 
-def _modified_softmax(i: Inputs, o: Options, state: State) -> tuple[Array, State]:
-    return losses.modified_softmax_loss(i.embeddings, i.prototypes, i.labels, i.label_smoothing), state
+def _modified_softmax(i: Inputs, o: Options, state: State) -> Outcome:
+    return Outcome(losses.modified_softmax_loss(i.embeddings, i.prototypes, i.labels, i.label_smoothing), state)
 
 
-def _a_softmax(i: Inputs, o: Options, state: State) -> tuple[Array, State]:
+def _a_softmax(i: Inputs, o: Options, state: State) -> Outcome:
     lam = losses.annealed_lambda(i.step, o["first"], o["last"], o["decay"])
-    return losses.a_softmax_loss(i.embeddings, i.prototypes, i.labels, o["m"], lam, i.label_smoothing), state
+    return Outcome(losses.a_softmax_loss(i.embeddings, i.prototypes, i.labels, o["m"], lam, i.label_smoothing), state)
 
 
-def _margin_softmax(i: Inputs, o: Options, state: State) -> tuple[Array, State, Array | None]:
+def _margin_softmax(i: Inputs, o: Options, state: State) -> Outcome:
     arguments = (i.embeddings, i.prototypes, i.labels, i.margin, i.scale, i.label_smoothing, o.get("filter"))
     if not fused.has_many_cosines(i.embeddings, i.prototypes):
-        return losses.margin_softmax_loss(*arguments), state, None
+        return Outcome(losses.margin_softmax_loss(*arguments), state)
     loss, hits = fused.loss_and_hits(*arguments)
-    return loss, state, hits
+    return Outcome(loss, state, hits)
 
 
-def _adacos(i: Inputs, o: Options, state: State) -> tuple[Array, State]:
+def _adacos(i: Inputs, o: Options, state: State) -> Outcome:
     loss, scale = adaptive.adacos_loss(i.embeddings, i.prototypes, i.labels, state["scale"], i.label_smoothing)
-    return loss, {"scale": scale}
+    return Outcome(loss, {"scale": scale})
 
 
-def _curricularface(i: Inputs, o: Options, state: State) -> tuple[Array, State]:
+def _curricularface(i: Inputs, o: Options, state: State) -> Outcome:
     margin = Margin(m2=i.growth * o["m"], beyond_pi=i.beyond_pi)
     loss, t = adaptive.curricularface_loss(
         i.embeddings, i.prototypes, i.labels, state["t"], margin, i.scale, o["rate"], i.label_smoothing
     )
-    return loss, {"t": t}
+    return Outcome(loss, {"t": t})
 
 
-def _magface(i: Inputs, o: Options, state: State) -> tuple[Array, State]:
+def _magface(i: Inputs, o: Options, state: State) -> Outcome:
     loss = adaptive.magface_loss(
         i.embeddings,
         i.prototypes,
@@ -163,10 +177,10 @@ def _magface(i: Inputs, o: Options, state: State) -> tuple[Array, State]:
         i.beyond_pi,
         i.label_smoothing,
     )
-    return loss, state
+    return Outcome(loss, state)
 
 
-def _adaface(i: Inputs, o: Options, state: State) -> tuple[Array, State]:
+def _adaface(i: Inputs, o: Options, state: State) -> Outcome:
     loss, mean, std = adaptive.adaface_loss(
         i.embeddings,
         i.prototypes,
@@ -179,11 +193,11 @@ def _adaface(i: Inputs, o: Options, state: State) -> tuple[Array, State]:
         i.scale,
         i.label_smoothing,
     )
-    return loss, {"mean": mean, "std": std}
+    return Outcome(loss, {"mean": mean, "std": std})
 
 
-def _elastic(field: str) -> Callable[[Inputs, Options, State], tuple[Array, State]]:
-    def apply(i: Inputs, o: Options, state: State) -> tuple[Array, State]:
+def _elastic(field: str) -> Callable[[Inputs, Options, State], Outcome]:
+    def apply(i: Inputs, o: Options, state: State) -> Outcome:
         assert i.normal is not None
         normal = i.normal.astype(i.embeddings.dtype)
         fields: dict[str, Any] = {field: i.growth * (o["m"] + o["std"] * normal)}
@@ -192,21 +206,21 @@ def _elastic(field: str) -> Callable[[Inputs, Options, State], tuple[Array, Stat
         loss = losses.margin_softmax_loss(
             i.embeddings, i.prototypes, i.labels, Margin(**fields), i.scale, i.label_smoothing
         )
-        return loss, state
+        return Outcome(loss, state)
 
     return apply
 
 
-def _center(i: Inputs, o: Options, state: State) -> tuple[Array, State]:
+def _center(i: Inputs, o: Options, state: State) -> Outcome:
     centers = state["centers"]
     loss = regularizers.center_loss(i.embeddings, centers, i.labels)
     moves = regularizers.center_displacements(jax.lax.stop_gradient(i.embeddings), centers, i.labels)
-    return loss, {"centers": centers.at[i.labels].add(-o["rate"] * moves)}
+    return Outcome(loss, {"centers": centers.at[i.labels].add(-o["rate"] * moves)})
 
 
-def _center_learnt(i: Inputs, o: Options, state: State) -> tuple[Array, State]:
+def _center_learnt(i: Inputs, o: Options, state: State) -> Outcome:
     assert i.centers is not None
-    return regularizers.center_loss(i.embeddings, jax.lax.stop_gradient(i.centers), i.labels), state
+    return Outcome(regularizers.center_loss(i.embeddings, jax.lax.stop_gradient(i.centers), i.labels), state)
 
 
 def _center_pull(i: Inputs) -> Array:
@@ -218,20 +232,20 @@ def _center_pull(i: Inputs) -> Array:
     return jnp.sum(moves * (own - jax.lax.stop_gradient(own)))
 
 
-def _intra(i: Inputs, o: Options, state: State) -> tuple[Array, State]:
-    return regularizers.intra_loss(i.embeddings, i.prototypes, i.labels), state
+def _intra(i: Inputs, o: Options, state: State) -> Outcome:
+    return Outcome(regularizers.intra_loss(i.embeddings, i.prototypes, i.labels), state)
 
 
-def _inter(i: Inputs, o: Options, state: State) -> tuple[Array, State]:
-    return regularizers.inter_loss(i.prototypes, i.labels), state
+def _inter(i: Inputs, o: Options, state: State) -> Outcome:
+    return Outcome(regularizers.inter_loss(i.prototypes, i.labels), state)
 
 
-def _mhe(i: Inputs, o: Options, state: State) -> tuple[Array, State]:
-    return regularizers.hyperspherical_energy(i.prototypes, i.labels), state
+def _mhe(i: Inputs, o: Options, state: State) -> Outcome:
+    return Outcome(regularizers.hyperspherical_energy(i.prototypes, i.labels), state)
 
 
-def _of_pairs(function: Callable[..., Array]) -> Callable[[Inputs, Options, State], tuple[Array, State]]:
-    return lambda i, o, state: (function(i.embeddings, i.labels, **o), state)
+def _of_pairs(function: Callable[..., Array]) -> Callable[[Inputs, Options, State], Outcome]:
+    return lambda i, o, state: Outcome(function(i.embeddings, i.labels, **o), state)
 
 
 # ---- the registry
@@ -652,20 +666,8 @@ def initial_states(objective: Objective, num_classes: int, embedding_dim: int) -
     return {name: state for name, state in states.items() if state}
 
 
-class Total(NamedTuple):
-    """The sum of the terms, each times its weight; their new states by name; and what is known of the batch by the way.
-
-    `hits`, bool [B], tells which embeddings have their largest cosine with their own class; None where no term's loss
-    has found that out.
-    """
-
-    loss: Array
-    states: dict[str, State]
-    hits: Array | None
-
-
-def total_loss(objective: Objective, inputs: Inputs, states: Mapping[str, State]) -> Total:
-    """The sum that the terms make, from their states before this step.
+def total_loss(objective: Objective, inputs: Inputs, states: Mapping[str, State]) -> Outcome:
+    """The sum of the terms, each times its weight, and their new states.
 
     >>> x, w = jnp.eye(3), jnp.eye(3)
     >>> loss, *_ = total_loss(parse("modified_softmax+intra"), Inputs(x, jnp.arange(3), w), {})
@@ -678,12 +680,11 @@ def total_loss(objective: Objective, inputs: Inputs, states: Mapping[str, State]
     new: dict[str, State] = {}
     hits: Array | None = None
     for term in objective.terms:
-        loss, state, *known = term.loss.apply(inputs, term.options, states.get(term.name, {}))
+        loss, state, known = term.loss.apply(inputs, term.options, states.get(term.name, {}))
         total = total + term.weight * loss
         if state:
             new[term.name] = jax.tree.map(jax.lax.stop_gradient, state)
-        if known:
-            hits = known[0]
+        hits = hits if known is None else known
         if term.name == "center_learnt":
             total = total + _center_pull(inputs)
-    return Total(jnp.asarray(total), new, hits)
+    return Outcome(jnp.asarray(total), new, hits)

@@ -18,7 +18,7 @@ import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from ctypes import byref, c_int, c_int64, c_size_t, c_void_p
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -30,11 +30,15 @@ _WHEEL = "onednn-cpu-gomp"
 _DTYPES = {"float32": 3, "bfloat16": 2}  # dnnl_data_type_t
 
 
-class Convolution(NamedTuple):
-    """A convolution: `forward`, `input gradient` and `kernel gradient`.
+Kind = Literal["forward", "input gradient", "kernel gradient", "gradient"]
 
-    `forward` is from (images, kernel[, bias]) to results, `input gradient` from (gradient of results, kernel) to that
-    of images, `kernel gradient` from (images, gradient of results) to that of the kernel[, of the bias].
+
+class Convolution(NamedTuple):
+    """What a convolution's programs are made for. Its kinds:
+
+    - `forward`, from (images, kernel) or (images, kernel, bias) to (results,)
+    - `input gradient`, from (gradient of results, kernel) to (gradient of images,)
+    - `kernel gradient`, from (images, gradient of results) to (gradient of kernel,), with a bias also its gradient
 
     Args:
       images: (B, H, W, I). kernel: (h, w, I, O). results: (B, H', W', O).
@@ -52,15 +56,17 @@ class Convolution(NamedTuple):
     dtype: str
     bias: bool = False
 
-    def outputs(self, kind: str) -> list[jax.ShapeDtypeStruct]:
-        """What an operation of this kind gives."""
+    def outputs(self, kind: Kind) -> list[jax.ShapeDtypeStruct]:
+        """Shape and dtype of each array that a program of this kind gives."""
         shapes = {"forward": self.results, "input gradient": self.images, "kernel gradient": self.kernel}
         bias = [_float32(self.kernel[-1])] if self.bias and kind == "kernel gradient" else []
         return [jax.ShapeDtypeStruct(shapes[kind], self.dtype), *bias]
 
 
 class PReLU(NamedTuple):
-    """A PReLU's `gradient`: from (x, slope, gradient of y) to the gradients of x and of the slope, float32 [C].
+    """What a PReLU's program is made for. Its one kind:
+
+    - `gradient`, from (x, slope, gradient of y) to the gradients of x and of the slope, float32 [C]
 
     Args:
       shape: (B, H, W, C).
@@ -70,8 +76,8 @@ class PReLU(NamedTuple):
     shape: tuple[int, ...]
     dtype: str
 
-    def outputs(self, kind: str) -> list[jax.ShapeDtypeStruct]:
-        """What an operation of this kind gives."""
+    def outputs(self, kind: Kind) -> list[jax.ShapeDtypeStruct]:
+        """Shape and dtype of each array that its program gives."""
         return [jax.ShapeDtypeStruct(self.shape, self.dtype), _float32(self.shape[-1])]
 
 
@@ -88,10 +94,23 @@ def supports(operation: Operation) -> bool:
         return _registered(operation)
 
 
-def apply(kind: str, operation: Operation, *inputs: Array) -> Sequence[Array]:
-    """An operation of one kind, as XLA calls it; of an operation that is supported."""
+def apply(kind: Kind, operation: Operation, *inputs: Array) -> Sequence[Array]:
+    """Has XLA call one of oneDNN's programs.
+
+    Args:
+      kind: which of the operation's.
+      operation: one that `supports` has found to be supported.
+      inputs: as the operation says.
+
+    Returns:
+      The arrays that the operation says.
+
+    Raises:
+      NotImplementedError: oneDNN cannot do the operation.
+    """
     with _one_registers:
-        _registered(operation)
+        if not _registered(operation):
+            raise NotImplementedError(f"oneDNN has no program for {operation}")
     return jax.ffi.ffi_call(_target(kind, operation), operation.outputs(kind), vmap_method="sequential")(*inputs)
 
 
@@ -207,12 +226,12 @@ def _program(primitives: Sequence[Primitive], memories: Memories) -> Callable[..
     return run
 
 
-def _programs(operation: Operation) -> dict[str, Callable[..., None]]:
+def _programs(operation: Operation) -> dict[Kind, Callable[..., None]]:
     """An operation's programs by kind; each is called with the addresses of its inputs, then of its outputs."""
     return _convolution(operation) if isinstance(operation, Convolution) else _prelu(operation)
 
 
-def _convolution(convolution: Convolution) -> dict[str, Callable[..., None]]:
+def _convolution(convolution: Convolution) -> dict[Kind, Callable[..., None]]:
     engine, _ = _engine()
     height, width, inputs, outputs = convolution.kernel
     oihw = (outputs, inputs, height, width)
@@ -233,15 +252,20 @@ def _convolution(convolution: Convolution) -> dict[str, Callable[..., None]]:
         chosen = c_void_p(_library().dnnl_primitive_desc_query_md(description, query, 0))  # type: ignore[union-attr]
         product = _new("dnnl_primitive_create", description)
         x, y, k, liked = *map(_memory, (images, results, kernel)), _memory(chosen, _ALLOCATE)
-        b = [_memory(bias)] if convolution.bias and description is not to_images else []
+        if description is to_images:
+            reorder = _reorder(kernel, chosen), {_SRC: k, _DST: liked}
+            return _program([reorder, (product, {_DIFF_DST: y, _WEIGHTS: liked, _DIFF_SRC: x})], (y, k, x))
+        b = [_memory(bias)] if convolution.bias else []
         if description is to_kernel:
-            arguments = {_SRC: x, _DIFF_DST: y, _DIFF_WEIGHTS: liked, **dict(zip([_DIFF_BIAS], b, strict=False))}
             reorder = _reorder(chosen, kernel), {_SRC: liked, _DST: k}
+            arguments = {_SRC: x, _DIFF_DST: y, _DIFF_WEIGHTS: liked}
+            if b:
+                arguments[_DIFF_BIAS] = b[0]
             return _program([(product, arguments), reorder], (x, y, k, *b))
         reorder = _reorder(kernel, chosen), {_SRC: k, _DST: liked}
-        if description is to_images:
-            return _program([reorder, (product, {_DIFF_DST: y, _WEIGHTS: liked, _DIFF_SRC: x})], (y, k, x))
-        arguments = {_SRC: x, _WEIGHTS: liked, _DST: y, **dict(zip([_BIAS], b, strict=False))}
+        arguments = {_SRC: x, _WEIGHTS: liked, _DST: y}
+        if b:
+            arguments[_BIAS] = b[0]
         return _program([reorder, (product, arguments)], (x, k, *b, y))
 
     return {
@@ -251,7 +275,7 @@ def _convolution(convolution: Convolution) -> dict[str, Callable[..., None]]:
     }
 
 
-def _prelu(prelu: PReLU) -> dict[str, Callable[..., None]]:
+def _prelu(prelu: PReLU) -> dict[Kind, Callable[..., None]]:
     engine, _ = _engine()
     channels = prelu.shape[-1]
     images, slopes = _image_layout(prelu.shape, prelu.dtype), _layout((1, channels, 1, 1), (channels, 1, 1, 1))
@@ -278,7 +302,7 @@ def _registered(operation: Operation) -> bool:
     return True
 
 
-def _target(kind: str, operation: Operation) -> str:
+def _target(kind: Kind, operation: Operation) -> str:
     """The name under which XLA knows a program."""
     parts = ("x".join(map(str, part)) if isinstance(part, tuple) else str(part) for part in operation)
     return ".".join(["jax_arcface.onednn", type(operation).__name__, kind.replace(" ", "_"), *parts])

@@ -209,7 +209,7 @@ def normalise(images: Array, mean: Array, scale: Array) -> Array:
 
 
 def _reflected(index: Array, size: int) -> Array:
-    """Which of [0, size) an index outside is, where what lies inside goes on mirrored at its ends."""
+    """The pixel, in [0, size), at an index that may lie outside, under numpy's padding mode `reflect`."""
     last = size - 1
     return last - jnp.abs(last - index % max(2 * last, 1))
 
@@ -223,7 +223,7 @@ def _affine(images: Array, matrices: Array) -> Array:
     # written out, not as a matrix product: accelerators would round its inputs
     row, column = a * below + b * beside + middle[0], c * below + d * beside + middle[1]
     top, left = jnp.floor(row), jnp.floor(column)
-    # one index into all pixels: XLA's CPU backend takes several times as long for three
+    # one index into all pixels: with an index for each of three axes XLA's CPU backend takes more than twice as long
     pixels, first = images.reshape(-1, channels), height * width * jnp.arange(len(images))[:, None, None]
 
     def corner(rows: Array, columns: Array) -> Array:

@@ -27,7 +27,7 @@ MODULES = {
         ".data.published"
     ),
     "the same loss in less memory, compared with margin_softmax_loss by fused_test.py": ".fused",
-    "what PyTorch has of its own; backbones_test.py compares it": ".convolution .layers .onednn",
+    "what PyTorch has of its own; backbones_test.py compares it": (".convolution .layers .onednn .sums .xla_calls"),
     "torchvision reads data sets for torch_reference alone": "._torchvision",
 }
 
@@ -65,6 +65,7 @@ NAMES = {
         "what a training owns, made from an Objective or from flags": "ClassHead Head",
         "a kind of nnx.Variable; in PyTorch a buffer": "ClassMeans",
     },
+    ".objective": {"its loss without [B, C] finds more than a value": "Outcome"},
     ".losses": {
         "parts of the formulas that only one of them has": "add_margin check_shapes inner_products",
         "labels that cannot be looked at, and arrays of any kind": "checked_vectors one_or_nan saturated",

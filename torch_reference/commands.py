@@ -195,14 +195,14 @@ def _train_one(
         state = training.initial_state(config, dataset, machine)
         runs.read_checkpoint(run, state.load_arrays)
         records = [record for record in runs.read_metrics(run) if record["step"] <= state.step]
-        print(
-            f"{run} goes on after step {state.step}" if state.step else f"{run} has no checkpoint: from the beginning"
-        )
     else:
         runs.create(run, config)
         runs.write_dataset(run, *described)
         state, records = training.initial_state(config, dataset, machine), []
     steps_per_epoch = len(dataset.train.labels) // config.batch_size
+    if options.resume:
+        begun = f"goes on after step {state.step} of {config.epochs * steps_per_epoch}"
+        print(f"{run} {begun if state.step else 'has no checkpoint and begins anew'}")
     progress = Progress(
         run,
         records,

@@ -209,6 +209,12 @@ def test_ctrl_c_ends_after_the_step_and_resume_goes_on(run, tmp_path, capsys, mo
     assert f"stopped after 10 of 14 steps; go on with: --resume --out {out}" in capsys.readouterr().out
     assert [path.name for path in (out / "checkpoints").iterdir()] == ["step_00000010.safetensors"]
     assert main(["train", "--resume", "--out", str(out), "--device", "cpu"]) == 0
+    assert f"\n{out} goes on after step 10 of 14\n" in capsys.readouterr().out
+    assert (out / "model.safetensors").read_bytes() == (run / "model.safetensors").read_bytes()
+    for checkpoint in (out / "checkpoints").iterdir():
+        checkpoint.unlink()
+    assert main(["train", "--resume", "--out", str(out), "--device", "cpu"]) == 0
+    assert f"\n{out} has no checkpoint and begins anew\n" in capsys.readouterr().out
     assert (out / "model.safetensors").read_bytes() == (run / "model.safetensors").read_bytes()
     timed = ("images_per_second", "seconds")
     expected, found = (
@@ -509,3 +515,29 @@ def test_importing_is_light():
     )
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert (result.stdout, result.stderr) == ("[] False\n", "")
+
+
+KEPT = """
+import resource
+import numpy as np
+from torch_reference.__main__ import keep_freed_memory
+
+print(keep_freed_memory())
+for _ in range(3):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    np.ones(2**24)  # 128 MiB
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="of glibc")
+@pytest.mark.parametrize("tuned", [None, "GLIBC_TUNABLES", "MALLOC_ARENA_MAX"])
+def test_freed_memory_is_kept_unless_the_user_has_tuned_it(tuned):
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("GLIBC", "MALLOC"))}
+    environment |= {} if tuned is None else {tuned: ""}
+    said = subprocess.run(
+        [sys.executable, "-c", KEPT], env=environment, capture_output=True, text=True, check=True
+    ).stdout
+    kept, page_faults = said.split()
+    assert kept == str(tuned is None)
+    assert (int(page_faults) < 32) == (tuned is None)  # there are 32,768 pages, or 64 large ones

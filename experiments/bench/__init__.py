@@ -4,8 +4,8 @@
     python -m experiments bench step --dataset mnist --json mine.json
     python -m experiments bench --check
 
-Everything is a ratio of contenders that take turns in one run (`turns.py`); where `--contenders` names none, the floor
-of their work stands beside them (`floor.py`). `--check` repeats the runs whose results lie in
+Everything is a ratio of contenders that take turns in one run (`turns.py`), with the floor of the work beside them
+(`floor.py`; not with `--no-floor`, on an accelerator or in bfloat16). `--check` repeats the runs whose results lie in
 `experiments/bench/results` and tells which JAX contender has become slower, measured by its ratio, by more than
 `--tolerance` (1.3 by default); its exit status is then 1.
 """
@@ -48,7 +48,7 @@ class Benchmark(Protocol):
 
     @staticmethod
     def least_work(options: argparse.Namespace) -> Work:
-        """What every contender has to do at the least, of which times are."""
+        """The work that the floor is of."""
 
 
 def main(words: list[str]) -> int:
@@ -79,7 +79,7 @@ def run_named(words: list[str]) -> dict[str, Any]:
     if unknown := [name for name in chosen if name not in benchmark.CONTENDERS]:
         raise UserError(f"there is no contender {unknown[0]!r}; known: {', '.join(benchmark.CONTENDERS)}")
     reference = benchmark.REFERENCE if benchmark.REFERENCE in chosen else chosen[0]
-    rates = {} if options.contenders else MACHINE
+    rates = MACHINE if _has_floor(options) else {}
     contenders = {name: benchmark.CONTENDERS[name] for name in chosen} | rates
     per_run = getattr(options, "steps", 1)
     rows = measure(words, contenders, reference, options.turns, per_run)
@@ -90,6 +90,14 @@ def run_named(words: list[str]) -> dict[str, Any]:
         "rows": {name: row._asdict() for name, row in rows.items() if name not in MACHINE},
         "floor": least_time(benchmark.least_work(options), rows, per_run) if rates else None,
     }
+
+
+def _has_floor(options: argparse.Namespace) -> bool:
+    """Whether the rates of `floor.py` are those of what is measured."""
+    import jax  # not in the contenders' processes, where it would count as theirs
+
+    is_float32 = getattr(options, "precision", "float32") == "float32"
+    return is_float32 and not options.no_floor and jax.default_backend() == "cpu"
 
 
 def circumstances(words: list[str], turns: int) -> dict[str, Any]:
@@ -160,8 +168,9 @@ def _parsed(words: list[str]) -> tuple[Benchmark, argparse.Namespace]:
     parser.add_argument("--turns", type=int, default=7, help="of which the median is taken (default: 7)")
     parser.add_argument("--contenders", nargs="+", metavar="NAME", help=f"of: {', '.join(benchmark.CONTENDERS)}")
     parser.add_argument("--json", type=Path, metavar="FILE", help="writes the result with hardware and versions")
+    parser.add_argument("--no-floor", action="store_true", help="does not measure the machine's rates")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     options = parser.parse_args(words[1:])
-    check_at_least(1, **{name: number for name, number in vars(options).items() if isinstance(number, int)})
+    check_at_least(1, **{name: number for name, number in vars(options).items() if type(number) is int})
     check_can_be_written(json=options.json)
     return benchmark, options

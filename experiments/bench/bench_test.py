@@ -20,6 +20,9 @@ def result(tmp_path_factory):
 
 
 def test_a_run_is_written_with_what_it_was_of(result):
+    assert result["floor"]["milliseconds"] > 0
+    assert "\nfloor of the fused loss: " in table(result)
+    assert list(result["rows"]) == ["JAX, dense", "PyTorch, dense"]
     assert result["command"] == f"{COMMAND} 'JAX, dense' 'PyTorch, dense'"
     assert result["versions"].keys() >= {"jax", "flax", "optax", "torch"}
     assert result["rows"]["PyTorch, dense"]["ratio"] == 1.0

@@ -1,13 +1,14 @@
-"""The least time that a benchmark's work can take on a machine: by its operations and bytes, at rates measured there.
+"""The least time that work can take on a CPU: by its operations and bytes, at rates that were measured there.
 
-The rates are those of a large matrix product and of a large copy, both float32, which take turns with the contenders.
+The rates are those of a large matrix product in JAX and of a large copy in PyTorch, both float32 and on all cores. Both
+are run in turns with a benchmark's contenders.
 """
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from experiments.bench.turns import Contender, Row, Step
 
@@ -19,29 +20,32 @@ class Work(NamedTuple):
     """What has to be done, at the least.
 
     Args:
+      of: what does it, in words.
       flop: floating-point operations, a multiplication and an addition being two.
       bytes: read from and written to memory; 0 where nobody has counted them.
     """
 
+    of: str
     flop: float
     bytes: float = 0.0
 
 
-def least_time(work: Work, rows: Mapping[str, Row], per_run: int = 1) -> dict[str, float]:
+def least_time(work: Work, rows: Mapping[str, Row], per_run: int = 1) -> dict[str, Any]:
     """The work, the rates and the least milliseconds, as a result holds them.
 
     Args:
-      work: of what the contenders' times are of.
-      rows: those of `CONTENDERS`.
+      work: the work.
+      rows: what was measured of `CONTENDERS`.
       per_run: what their times were divided by.
 
     >>> row = Row(100.0, 90.0, 110.0, 1.0, 1.0, 1.0, None)
-    >>> least_time(Work(flop=SIDE**3), dict.fromkeys(CONTENDERS, row))["milliseconds"]
+    >>> least_time(Work("half of it", flop=SIDE**3), dict.fromkeys(CONTENDERS, row))["milliseconds"]
     50.0
     """
     product, copy = (rows[name].milliseconds * per_run / 1e3 for name in CONTENDERS)
     flop_rate, byte_rate = 2 * SIDE**3 / product, 2 * 4 * NUMBERS / copy
     return {
+        "of": work.of,
         "flop": work.flop,
         "bytes": work.bytes,
         "flop_per_second": flop_rate,
@@ -50,12 +54,16 @@ def least_time(work: Work, rows: Mapping[str, Row], per_run: int = 1) -> dict[st
     }
 
 
-def described(floor: Mapping[str, float]) -> str:
-    """A floor for the terminal, in a line."""
+def described(floor: Mapping[str, Any]) -> str:
+    """A floor for the terminal, in a line.
+
+    >>> described({"of": "a step", "flop": 2e9, "bytes": 0.0, "flop_per_second": 2e11, "milliseconds": 10.0})
+    'floor of a step: 10.0 ms (2 GFLOP at 200 GFLOP/s)'
+    """
     parts = [f"{floor['flop'] / 1e9:.3g} GFLOP at {floor['flop_per_second'] / 1e9:.3g} GFLOP/s"]
     if floor["bytes"]:
         parts.append(f"{floor['bytes'] / 1e9:.3g} GB at {floor['bytes_per_second'] / 1e9:.3g} GB/s")
-    return f"floor: {floor['milliseconds']:.1f} ms: {', '.join(parts)}"
+    return f"floor of {floor['of']}: {floor['milliseconds']:.1f} ms ({', '.join(parts)})"
 
 
 def _product(options: argparse.Namespace) -> Step:

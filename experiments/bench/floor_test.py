@@ -12,15 +12,16 @@ def test_the_floor_is_the_longer_of_computing_and_moving():
     seconds = {"a large matrix product": 2.0, "a large copy": 0.5}
     rows = {name: Row(1e3 * s / 8, 0, 0, 0, 0, 0, None) for name, s in seconds.items()}  # of one of 8 steps
     flop_rate, byte_rate = floor.SIDE**3, 16 * floor.NUMBERS
-    work = floor.Work(flop=3 * flop_rate, bytes=byte_rate)
+    work = floor.Work("it", flop=3 * flop_rate, bytes=byte_rate)
     assert floor.least_time(work, rows, per_run=8) == {
+        "of": "it",
         "flop": work.flop,
         "bytes": work.bytes,
         "flop_per_second": flop_rate,
         "bytes_per_second": byte_rate,
         "milliseconds": 3000.0,
     }
-    assert floor.least_time(floor.Work(flop_rate, 5 * byte_rate), rows, per_run=8)["milliseconds"] == 5000.0
+    assert floor.least_time(floor.Work("it", flop_rate, 5 * byte_rate), rows, per_run=8)["milliseconds"] == 5000.0
 
 
 def test_the_rates_are_of_a_product_and_a_copy(monkeypatch):
@@ -43,4 +44,4 @@ def test_the_work_of_a_step_is_three_times_that_of_its_layers():
 
 def test_the_work_of_the_head_is_four_products():
     shape = argparse.Namespace(batch_size=2, classes=5, dimension=3)
-    assert head.least_work(shape) == (4 * 2 * 2 * 5 * 3, 4 * (3 * 5 * 3 + 2 * 2 * 3))
+    assert head.least_work(shape) == ("the fused loss", 4 * 2 * 2 * 5 * 3, 4 * (3 * 5 * 3 + 2 * 2 * 3))

@@ -56,8 +56,8 @@ def main(words: list[str]) -> None:
 
 def measure_point(batch_size: int, classes: int, turns: int) -> dict[str, Any]:
     """A run of `head` at one shape."""
-    words = f"head --batch-size {batch_size} --classes {classes} --dimension {DIMENSION} --turns {turns} --contenders"
-    result = run_named([*words.split(), *CONTENDERS])
+    words = f"head --batch-size {batch_size} --classes {classes} --dimension {DIMENSION} --turns {turns} --no-floor"
+    result = run_named([*words.split(), "--contenders", *CONTENDERS])
     print(result["headline"], {name: round(row["milliseconds"], 1) for name, row in result["rows"].items()}, flush=True)
     return {"batch_size": batch_size, "classes": classes, "rows": result["rows"]}
 
@@ -85,7 +85,7 @@ def draw(result: dict[str, Any], path: Path) -> None:
         for row, (field, label) in enumerate(
             (("milliseconds", "time, ms"), ("mebibytes", "peak memory of the process, MiB"))
         ):
-            for contender, marker in zip(CONTENDERS, "osD", strict=False):
+            for contender, marker in zip(CONTENDERS, "osD"[: len(CONTENDERS)], strict=True):
                 y = np.array([p["rows"][contender][field] for p in points])
                 axes[row, column].loglog(x, y, marker=marker, label=f"{contender}: slope {slope(x, y):.2f}")
             axes[row, column].set(xlabel=name, ylabel=label)

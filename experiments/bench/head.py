@@ -30,9 +30,12 @@ def headline(options: argparse.Namespace) -> str:
 
 
 def least_work(options: argparse.Namespace) -> Work:
-    """Of a loss that does not keep [B, C]: four products, prototypes read twice and their gradient written."""
+    """That of a loss that keeps no [B, C]: four products, prototypes read twice, their gradient written.
+
+    One that keeps them needs three.
+    """
     b, c, d = options.batch_size, options.classes, options.dimension
-    return Work(flop=4 * 2 * b * c * d, bytes=4 * (3 * c * d + 2 * b * d))
+    return Work("the fused loss", flop=4 * 2 * b * c * d, bytes=4 * (3 * c * d + 2 * b * d))
 
 
 def inputs(options: argparse.Namespace) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
