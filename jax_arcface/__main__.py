@@ -95,15 +95,20 @@ def set_up() -> None:
 
 
 def keep_freed_memory() -> bool:
-    """Has glibc keep up to a GiB that is freed, where the user has not tuned it; tells whether it does now.
+    """Has glibc take arrays below a GiB from its heap, and give the heap's free end back only from a GiB on.
 
     XLA allocates the same large arrays in each step. glibc would give them back to the system in between, which would
-    then clear each of their pages anew.
+    then clear each of their pages anew. Nothing changes where the user has set GLIBC_TUNABLES or a MALLOC_ variable.
+
+    Returns:
+      Whether glibc took both settings.
     """
     if any(name == "GLIBC_TUNABLES" or name.startswith("MALLOC_") for name in os.environ):
         return False
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    return mallopt is not None and all([mallopt(option, 2**30) for option in (_M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD)])
+    if mallopt is None or not mallopt(_M_MMAP_THRESHOLD, 2**30):  # an older glibc refuses, and goes on as before
+        return False
+    return bool(mallopt(_M_TRIM_THRESHOLD, 2**30))
 
 
 def cpu_environment() -> dict[str, str]:

@@ -44,8 +44,9 @@ def convolve(
            [6., 9., 6.],
            [4., 6., 4.]], dtype=float32)
     """
-    described = _described(images, kernel, strides, padding, bias is not None)
-    if images.dtype != kernel.dtype or not onednn.supports(described):  # XLA tells what it cannot do
+    fits = images.ndim == kernel.ndim == 4 and images.dtype == kernel.dtype  # else XLA tells what is wrong
+    described = _described(images, kernel, strides, padding, bias is not None) if fits else None
+    if described is None or not onednn.supports(described):
         results = jax.lax.conv_general_dilated(images, kernel, strides, padding, dimension_numbers=NHWC)
         return results if bias is None else _add_bias(results, bias)
     if bias is None:

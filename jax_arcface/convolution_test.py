@@ -168,6 +168,12 @@ def test_images_and_kernel_of_two_dtypes_are_refused():
         of(images, jnp.asarray(kernel, jnp.bfloat16))
 
 
+def test_an_image_that_is_no_batch_is_refused():
+    images, kernel, of = arrays(SHAPES[0], "float32")
+    with pytest.raises(TypeError, match="ndim to be equal"):
+        of(images[0], kernel)
+
+
 def missing(name):
     raise importlib.metadata.PackageNotFoundError(name)
 

@@ -69,10 +69,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def keep_freed_memory() -> bool:
-    """Tells glibc to keep up to a GiB of freed memory for the next step, and whether it does.
+    """Tells glibc to keep freed tensors below a GiB in its heap for the next step.
 
     Without, it returns large tensors to the system, which clears every page again when the next step asks for it.
     Nothing is changed where the user has set GLIBC_TUNABLES or a MALLOC_ variable.
+
+    Returns:
+      Whether glibc did as told; an older one refuses.
     """
     tuned = [name for name in os.environ if name.startswith(("GLIBC_TUNABLES", "MALLOC_"))]
     if tuned or not sys.platform.startswith("linux"):

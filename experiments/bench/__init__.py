@@ -16,6 +16,8 @@ import argparse
 import importlib
 import json
 import shlex
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -94,16 +96,18 @@ def run_named(words: list[str]) -> dict[str, Any]:
 
 def _has_floor(options: argparse.Namespace) -> bool:
     """Whether the rates of `floor.py` are those of what is measured."""
-    import jax  # not in the contenders' processes, where it would count as theirs
-
-    is_float32 = getattr(options, "precision", "float32") == "float32"
-    return is_float32 and not options.no_floor and jax.default_backend() == "cpu"
+    if options.no_floor or getattr(options, "precision", "float32") != "float32":
+        return False
+    # in a process of its own, which leaves an accelerator's memory alone
+    program = "import jax; print(jax.default_backend())"
+    return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True).stdout.strip() == "cpu"
 
 
 def circumstances(words: list[str], turns: int) -> dict[str, Any]:
     """What stands in each result: the command, but for where that is written, and what it ran on."""
+    files = ("--json", "--figure")
     pairs = zip(["", *words], words, strict=False)
-    kept = [word for before, word in pairs if before != "--json" and not word.startswith("--json")]
+    kept = [word for before, word in pairs if before not in files and not word.startswith(files)]
     return {"command": shlex.join(kept), "turns": turns, "machine": machine(), "versions": versions()}
 
 

@@ -6,6 +6,7 @@ import sys
 import numpy as np
 import pytest
 
+from experiments import bench
 from experiments.__main__ import main
 from experiments.bench import growth, start_up, table, turns
 
@@ -109,11 +110,23 @@ def test_a_mistake_is_one_line_and_status_2(words, said, capfd):
     assert not out
 
 
+@pytest.mark.parametrize(("flag", "expected"), [("", True), ("--no-floor", False), ("--precision bfloat16", False)])
+def test_the_floor_is_of_float32(flag, expected):
+    _, options = bench._parsed(["step", *flag.split()])
+    assert bench._has_floor(options) == expected
+
+
+def test_an_accelerator_has_no_floor(monkeypatch):
+    answer = subprocess.CompletedProcess([], 0, stdout="gpu\n")
+    monkeypatch.setattr(bench.subprocess, "run", lambda *_, **__: answer)
+    assert not bench._has_floor(bench._parsed(["head"])[1])
+
+
 def test_results_of_programs_tell_what_they_are_of(tmp_path, monkeypatch):
     path = tmp_path / "result.json"
     monkeypatch.setattr(growth, "measure_point", lambda *_: {})
     monkeypatch.setattr(growth, "draw", lambda *_: None)
-    growth.main(["--turns", "2", "--json", str(path)])
+    growth.main(["--turns", "2", "--json", str(path), "--figure", str(tmp_path / "figure.png")])
     result = json.loads(path.read_text())
     assert (result["command"], result["turns"]) == ("growth --turns 2", 2)
     assert "jax" in result["versions"]

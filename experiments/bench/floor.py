@@ -1,7 +1,7 @@
-"""The least time that work can take on a CPU: by its operations and bytes, at rates that were measured there.
+"""The floor of some work on a CPU: the time of its operations, or of its bytes, at rates that were measured there.
 
-The rates are those of a large matrix product in JAX and of a large copy in PyTorch, both float32 and on all cores. Both
-are run in turns with a benchmark's contenders.
+The rates are those of a large matrix product in JAX and of a large copy in PyTorch, both float32 and on all cores, run
+in turns with a benchmark's contenders. It is a yardstick, not a bound: a convolution that skips zeros can take less.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ NUMBERS = 2**26  # in the copy
 
 
 class Work(NamedTuple):
-    """What has to be done, at the least.
+    """What has to be done.
 
     Args:
       of: what does it, in words.
@@ -31,7 +31,7 @@ class Work(NamedTuple):
 
 
 def least_time(work: Work, rows: Mapping[str, Row], per_run: int = 1) -> dict[str, Any]:
-    """The work, the rates and the least milliseconds, as a result holds them.
+    """The work, the rates and the floor in milliseconds, as a result holds them.
 
     Args:
       work: the work.

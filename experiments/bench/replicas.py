@@ -23,7 +23,7 @@ def headline(options: argparse.Namespace) -> str:
 
 def least_work(options: argparse.Namespace) -> Work:
     """That of as many steps as there are replicas."""
-    return Work("their steps", options.replicas * step.least_work(options).flop)
+    return Work("a step of each", options.replicas * step.least_work(options).flop)
 
 
 def _sequence(options: argparse.Namespace) -> Step:
