@@ -16,7 +16,7 @@ import numpy as np
 from experiments._arguments import Parser
 from experiments.bench.floor import Work
 from experiments.bench.turns import Contender, Step
-from jax_arcface.__main__ import cpu_environment
+from jax_arcface.__main__ import cpu_environment, keep_freed_memory
 from jax_arcface.config import BACKBONE_NAMES, PRECISIONS
 
 REFERENCE = "PyTorch, channels last"
@@ -47,7 +47,6 @@ def jax_step(options: argparse.Namespace, replicas: int = 1) -> Step:
     import jax
 
     from jax_arcface import training
-    from jax_arcface.__main__ import keep_freed_memory
     from jax_arcface.config import recipe
     from jax_arcface.data import Dataset, Split
 
