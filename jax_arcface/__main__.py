@@ -33,7 +33,7 @@ CPU_ENVIRONMENT = {
     "OMP_WAIT_POLICY": "passive",
 }
 _KNOWN_BY = ("0.10.", "0.11.")
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # malloc.h
 
 _COMMANDS: dict[str, tuple[type, Callable[[Any], None]]] = {
     "train": (commands.TrainOptions, commands.train),
@@ -95,20 +95,21 @@ def set_up() -> None:
 
 
 def keep_freed_memory() -> bool:
-    """Has glibc take arrays below a GiB from its heap, and give the heap's free end back only from a GiB on.
+    """Has glibc take arrays below a GiB from one heap, and give the heap's free end back only from a GiB on.
 
     XLA allocates the same large arrays in each step. glibc would give them back to the system in between, which would
-    then clear each of their pages anew. Nothing changes where the user has set GLIBC_TUNABLES or a MALLOC_ variable.
+    then clear each of their pages anew. The heap is one for all threads, since those that glibc gives to others than
+    the first hold 64 MiB at most. Nothing changes where the user has set GLIBC_TUNABLES or a MALLOC_ variable.
 
     Returns:
-      Whether glibc took both settings.
+      Whether glibc took all three settings.
     """
     if any(name == "GLIBC_TUNABLES" or name.startswith("MALLOC_") for name in os.environ):
         return False
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is None or not mallopt(_M_MMAP_THRESHOLD, 2**30):  # an older glibc refuses, and goes on as before
         return False
-    return bool(mallopt(_M_TRIM_THRESHOLD, 2**30))
+    return bool(mallopt(_M_TRIM_THRESHOLD, 2**30) and mallopt(_M_ARENA_MAX, 1))
 
 
 def cpu_environment() -> dict[str, str]:

@@ -72,7 +72,8 @@ def keep_freed_memory() -> bool:
     """Tells glibc to keep freed tensors below a GiB in its heap for the next step.
 
     Without, it returns large tensors to the system, which clears every page again when the next step asks for it.
-    Nothing is changed where the user has set GLIBC_TUNABLES or a MALLOC_ variable.
+    All threads share that heap: a thread's own holds no tensor above 64 MiB. Nothing is changed where the user has set
+    GLIBC_TUNABLES or a MALLOC_ variable.
 
     Returns:
       Whether glibc did as told; an older one refuses.
@@ -80,12 +81,12 @@ def keep_freed_memory() -> bool:
     tuned = [name for name in os.environ if name.startswith(("GLIBC_TUNABLES", "MALLOC_"))]
     if tuned or not sys.platform.startswith("linux"):
         return False
-    trim_threshold, mmap_threshold = -1, -3  # of malloc.h
+    trim_threshold, mmap_threshold, arena_max = -1, -3, -8  # of malloc.h
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except AttributeError:  # another C library
         return False
-    return bool(mallopt(mmap_threshold, 2**30) and mallopt(trim_threshold, 2**30))
+    return bool(mallopt(mmap_threshold, 2**30) and mallopt(trim_threshold, 2**30) and mallopt(arena_max, 1))
 
 
 def _parse(options: type, command: str, words: list[str]) -> Any:
