@@ -144,17 +144,19 @@ def test_a_convolution_without_bias(rng):
     np.testing.assert_allclose(conv(x), expected, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("size", [(4, 6), (5, 7)])
-def test_max_pool_is_the_maximum_of_each_window(rng, size):
+@pytest.mark.parametrize("size", [(4, 6), (5, 7), (4, 3)])
+def test_max_pool_is_the_maximum_of_each_window_and_so_is_its_gradient(rng, size):
     x = rng.normal(size=(2, *size, 3)).astype(np.float32)
-    height, width = size[0] // 2, size[1] // 2
-    expected = np.array(
-        [
-            [[x[b, 2 * i : 2 * i + 2, 2 * j : 2 * j + 2].max((0, 1)) for j in range(width)] for i in range(height)]
-            for b in (0, 1)
-        ]
-    )
-    np.testing.assert_array_equal(max_pool(x), expected)
+    y, back = jax.vjp(max_pool, x)
+    gradient = rng.normal(size=y.shape).astype(np.float32)
+    expected, to_x = np.zeros_like(gradient), np.zeros_like(x)
+    for b, i, j, c in np.ndindex(y.shape):
+        window = x[b, 2 * i : 2 * i + 2, 2 * j : 2 * j + 2, c]
+        row, column = np.unravel_index(window.argmax(), (2, 2))
+        expected[b, i, j, c] = window[row, column]
+        to_x[b, 2 * i + row, 2 * j + column, c] = gradient[b, i, j, c]
+    np.testing.assert_array_equal(y, expected)
+    np.testing.assert_array_equal(back(gradient)[0], to_x)
 
 
 def test_a_pooling_ties_gradient_goes_to_the_first():
