@@ -72,7 +72,8 @@ class EmbedOptions:
     input: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="INPUT")]
     """A data set's name, an image file, or a folder of images (of class folders too)."""
     out: Path = Path("embeddings.npz")
-    """The .npz file to write: embeddings [N, D], predictions [N], and labels [N] or files [N] where known."""
+    """The .npz file to write: embeddings [N, D], predictions [N], prototypes [C, D], class_names [C], and labels [N] or
+    files [N] where known."""
     split: str = "test"
     """Which split of a data set: test or train."""
     data_dir: str | None = None
@@ -372,7 +373,14 @@ def embed(options: EmbedOptions) -> None:
     predictions = predict(embeddings, model.prototypes, model.bias)
     if model.bias is not None:
         extra["bias"] = model.bias
-    runs.write_npz(options.out, embeddings=embeddings, predictions=predictions, prototypes=model.prototypes, **extra)
+    runs.write_npz(
+        options.out,
+        embeddings=embeddings,
+        predictions=predictions,
+        prototypes=model.prototypes,
+        class_names=np.array(model.class_names),
+        **extra,
+    )
     print(f"{len(embeddings):,} embeddings of dimension {embeddings.shape[1]} written to {options.out}")
 
 

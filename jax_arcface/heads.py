@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
+from jax_arcface import checks
 from jax_arcface.fused import chosen_loss
 from jax_arcface.losses import cosines, margin_logits
 from jax_arcface.margins import Margin
@@ -29,7 +30,8 @@ class ArcFaceHead(nnx.Module):
       rngs: initial prototypes are uniform in +-sqrt(3 / D), from its stream `params`.
 
     Raises:
-      ValueError: a dimension, class count, scale or K that is not positive.
+      ValueError: a dimension, class count or K below 1, or a scale that is not > 0 and finite.
+      TypeError: a margin that is no `Margin`, such as a number.
 
     >>> import jax.numpy as jnp
     >>> head = ArcFaceHead(8, 10, rngs=nnx.Rngs(0))
@@ -49,11 +51,10 @@ class ArcFaceHead(nnx.Module):
         subcenters: int = 1,
         rngs: nnx.Rngs,
     ):
-        for name, value in (("embedding_dim", embedding_dim), ("num_classes", num_classes), ("subcenters", subcenters)):
-            if value < 1:
-                raise ValueError(f"{name} is {value}; it must be at least 1")
-        if not scale > 0:
-            raise ValueError(f"scale is {scale}; it must be > 0")
+        checks.whole(embedding_dim=embedding_dim, num_classes=num_classes, subcenters=subcenters)
+        checks.positive(scale=scale)
+        if not isinstance(margin, Margin | None):
+            raise TypeError(f"margin is {margin!r}; it must be a Margin, such as Margin.arcface(0.5)")
         self.margin = Margin.arcface() if margin is None else margin
         self.scale = scale
         shape = (num_classes, embedding_dim) if subcenters == 1 else (num_classes, subcenters, embedding_dim)

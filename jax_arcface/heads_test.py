@@ -132,13 +132,19 @@ def test_bfloat16_embeddings_give_float32_logits():
 @pytest.mark.parametrize(
     ("sizes", "options", "message"),
     [
-        ((0, 5), {}, "embedding_dim is 0; it must be at least 1"),
-        ((3, -1), {}, "num_classes is -1; it must be at least 1"),
-        ((3, 5), {"subcenters": 0}, "subcenters is 0; it must be at least 1"),
-        ((3, 5), {"scale": 0}, "scale is 0; it must be > 0"),
-        ((3, 5), {"scale": float("nan")}, "scale is nan; it must be > 0"),
+        ((0, 5), {}, "embedding_dim is 0; it must be a whole number of at least 1"),
+        ((3, -1), {}, "num_classes is -1; it must be a whole number of at least 1"),
+        ((3, 5), {"subcenters": 1.5}, r"subcenters is 1\.5; it must be a whole number of at least 1"),
+        ((3, 5), {"scale": 0}, "scale is 0; it must be > 0 and finite"),
+        ((3, 5), {"scale": float("nan")}, "scale is nan; it must be > 0 and finite"),
+        ((3, 5), {"scale": float("inf")}, "scale is inf; it must be > 0 and finite"),
     ],
 )
 def test_bad_sizes_are_refused(sizes, options, message):
     with pytest.raises(ValueError, match=message):
         ArcFaceHead(*sizes, rngs=nnx.Rngs(0), **options)
+
+
+def test_a_margin_that_is_a_number_is_refused():
+    with pytest.raises(TypeError, match=r"margin is 0\.5; it must be a Margin, such as Margin\.arcface\(0\.5\)"):
+        ArcFaceHead(3, 5, margin=0.5, rngs=nnx.Rngs(0))

@@ -54,6 +54,7 @@ class Progress(Reporter):
             disable=not sys.stderr.isatty(),
             unit="step",
             dynamic_ncols=True,
+            leave=False,
             bar_format="{desc} {percentage:3.0f}%|{bar}| {remaining} left",
         )
         self.first_step: tuple[float, int] | None = None  # when the first step was done, and which it was

@@ -96,8 +96,8 @@ class EmbedOptions:
     out: Path = dataclasses.field(
         default=Path("embeddings.npz"),
         metadata={
-            "help": "The .npz file to write: embeddings [N, D], predictions [N], and labels [N] or files [N] where "
-            "known."
+            "help": "The .npz file to write: embeddings [N, D], predictions [N], prototypes [C, D], class_names [C], "
+            "and labels [N] or files [N] where known."
         },
     )
     split: str = option("test", "Which split of a data set: test or train.")
@@ -434,7 +434,10 @@ def embed(options: EmbedOptions) -> None:
         extra = {"files": np.array(files)}
     embeddings = model.embed(split)
     predictions = predict(embeddings, model.prototypes, model.bias).numpy()
-    runs.write_npz(options.out, embeddings=embeddings, predictions=predictions, **model.classes, **extra)
+    names = np.array(model.class_names)
+    runs.write_npz(
+        options.out, embeddings=embeddings, predictions=predictions, class_names=names, **model.classes, **extra
+    )
     print(f"{len(embeddings):,} embeddings of dimension {embeddings.shape[1]} written to {options.out}")
 
 

@@ -7,7 +7,8 @@ import math
 import torch
 from torch import Tensor, nn
 
-from torch_reference.losses import add_margin, cosines, linear_logits
+from torch_reference import checks
+from torch_reference.losses import add_margin, cosines, linear_logits, margin_softmax_loss
 from torch_reference.margins import Margin
 
 
@@ -24,7 +25,8 @@ class ArcFaceHead(nn.Module):
     `prototypes` is the parameter, [C, D], or [C, K, D] for K > 1; at first uniform in +-sqrt(3 / D).
 
     Raises:
-      ValueError: a dimension, class count, scale or K that is not positive.
+      ValueError: a dimension, a class count or K that is not 1, 2, 3 and so on; a scale that is not > 0 and finite.
+      TypeError: a margin of another type, such as a number.
 
     >>> head = ArcFaceHead(8, 10)
     >>> head(torch.ones(4, 8), torch.tensor([0, 1, 2, 3])).shape
@@ -41,14 +43,10 @@ class ArcFaceHead(nn.Module):
         subcenters: int = 1,
     ):
         super().__init__()
-        for name, value in (
-            ("embedding_dim", embedding_dim),
-            ("num_classes", num_classes),
-            ("scale", scale),
-            ("subcenters", subcenters),
-        ):
-            if not value > 0:
-                raise ValueError(f"{name} is {value}; it must be > 0")
+        checks.whole(embedding_dim=embedding_dim, num_classes=num_classes, subcenters=subcenters)
+        checks.positive(scale=scale)
+        if margin is not None and not isinstance(margin, Margin):
+            raise TypeError(f"margin is {margin!r}; give a Margin, such as Margin.arcface(0.5)")
         self.margin = Margin.arcface() if margin is None else margin
         self.scale = scale
         self.prototypes = nn.Parameter(_drawn(embedding_dim, num_classes, subcenters))
@@ -61,6 +59,10 @@ class ArcFaceHead(nn.Module):
         """Logits [B, C] of embeddings [B, D]: with the margin on `labels` [B], or without any where None."""
         cosine = self.cosines(embeddings)
         return self.scale * cosine if labels is None else add_margin(cosine, labels, self.margin, self.scale)
+
+    def loss(self, embeddings: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
+        """`margin_softmax_loss` of embeddings [B, D] and labels [B] with this head's prototypes: a scalar."""
+        return margin_softmax_loss(embeddings, self.prototypes, labels, self.margin, self.scale, label_smoothing)
 
     def extra_repr(self) -> str:
         """What `print` shows."""

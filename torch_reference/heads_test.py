@@ -1,5 +1,7 @@
 """Tests of heads.py."""
 
+import math
+
 import pytest
 import torch
 
@@ -8,12 +10,15 @@ from torch_reference.heads import ClassHead
 
 
 @pytest.mark.parametrize("subcenters", [1, 3])
-def test_logits_with_and_without_labels(subcenters):
+def test_logits_with_and_without_labels_and_the_loss(subcenters):
     head = ArcFaceHead(5, 4, margin=Margin.cosface(0.2), scale=10.0, subcenters=subcenters)
     assert head.prototypes.shape == ((4, 5) if subcenters == 1 else (4, 3, 5))
     x, y = torch.randn(7, 5), torch.tensor([0, 1, 2, 3, 0, 1, 2])
     assert torch.equal(head(x, y), margin_logits(x, head.prototypes, y, head.margin, 10.0))
     assert torch.equal(head(x), 10 * cosines(x, head.prototypes))
+    for smoothing in (0.0, 0.1):
+        expected = torch.nn.functional.cross_entropy(head(x, y), y, label_smoothing=smoothing)
+        torch.testing.assert_close(head.loss(x, y, smoothing), expected)
 
 
 def test_the_defaults_are_arcfaces():
@@ -24,10 +29,16 @@ def test_the_defaults_are_arcfaces():
     assert head.prototypes.std().item() == pytest.approx(12**-0.5, rel=0.1)
 
 
+@pytest.mark.parametrize("value", [0, math.inf, math.nan])
 @pytest.mark.parametrize("name", ["embedding_dim", "num_classes", "scale", "subcenters"])
-def test_what_is_not_positive_is_refused(name):
-    with pytest.raises(ValueError, match=f"{name} is 0; it must be > 0"):
-        ArcFaceHead(**({"embedding_dim": 2, "num_classes": 2} | {name: 0}))
+def test_what_is_not_positive_is_refused(name, value):
+    with pytest.raises(ValueError, match=f"{name} is {value}; it must be "):
+        ArcFaceHead(**({"embedding_dim": 2, "num_classes": 2} | {name: value}))
+
+
+def test_a_margin_that_is_a_number_is_refused():
+    with pytest.raises(TypeError, match=r"margin is 0\.5; give a Margin, such as Margin\.arcface\(0\.5\)"):
+        ArcFaceHead(2, 2, margin=0.5)
 
 
 def test_what_a_class_head_owns():

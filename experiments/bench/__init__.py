@@ -57,6 +57,13 @@ def main(words: list[str]) -> int:
     """Runs the benchmark that the first word names, or the check, whose status it gives."""
     if words[:1] == ["--check"]:
         return check(words[1:])
+    if words[:1] in (["-h"], ["--help"]):
+        known = ", ".join((*NAMES, *PROGRAMS))
+        print(
+            f"usage: python -m experiments bench NAME ...\n       python -m experiments bench --check\n\n"
+            f"NAME is one of {known}; NAME --help tells its flags."
+        )
+        return 0
     if not words or words[0] not in (*NAMES, *PROGRAMS):
         asked = f"there is no benchmark {words[0]!r}; " if words else ""
         raise UserError(f"{asked}known: {', '.join((*NAMES, *PROGRAMS))}; or --check")

@@ -71,6 +71,26 @@ def test_an_unknown_benchmark_is_told_the_known_ones(words, capsys):
     assert "known: head, step, replicas, growth, seconds_to_accuracy, start_up" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("flag", ["-h", "--help"])
+def test_help_is_no_mistake(flag, capsys):
+    assert main(["bench", flag]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("usage: python -m experiments bench NAME")
+    assert "head, step, replicas, growth, seconds_to_accuracy, start_up; NAME --help" in said
+
+
+@pytest.mark.parametrize(
+    ("written", "wrong"),
+    [("{", "is no JSON"), *((text, "holds no measurements") for text in ("{}", '{"points": []}', "[]"))],
+)
+def test_a_file_without_measurements_is_not_drawn(written, wrong, tmp_path, capsys):
+    (tmp_path / "g.json").write_text(written)
+    assert main(["bench", "growth", "--draw", "--json", str(tmp_path / "g.json")]) == 2
+    said = capsys.readouterr().err
+    assert f"{tmp_path / 'g.json'} {wrong}" in said
+    assert said.count("\n") == 1
+
+
 def test_an_unknown_contender_is_told_the_known_ones(capsys):
     assert main(["bench", "head", "--contenders", "numpy"]) == 2
     said = "experiments: there is no contender 'numpy'; known: matrix products in blocks, JAX, fused"
@@ -124,7 +144,7 @@ def test_an_accelerator_has_no_floor(monkeypatch):
 
 def test_results_of_programs_tell_what_they_are_of(tmp_path, monkeypatch):
     path = tmp_path / "result.json"
-    monkeypatch.setattr(growth, "measure_point", lambda *_: {})
+    monkeypatch.setattr(growth, "measure_point", lambda *_: {"batch_size": 1})
     monkeypatch.setattr(growth, "draw", lambda *_: None)
     growth.main(["--turns", "2", "--json", str(path), "--figure", str(tmp_path / "figure.png")])
     result = json.loads(path.read_text())

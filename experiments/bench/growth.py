@@ -49,9 +49,18 @@ def main(words: list[str]) -> None:
         ]
         result = {**circumstances(["growth", *words], options.turns), "points": points}
         options.json.write_text(json.dumps(result, indent=2) + "\n")
-    result = json.loads(options.json.read_text())
-    draw(result, options.figure)
+    draw(_read(options.json), options.figure)
     print(f"{options.json}\n{options.figure}")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        result = json.loads(path.read_text())
+    except ValueError as error:
+        raise UserError(f"{path} is no JSON: {error}") from None
+    if not isinstance(result, dict) or not result.get("points"):
+        raise UserError(f"{path} holds no measurements of this benchmark")
+    return result
 
 
 def measure_point(batch_size: int, classes: int, turns: int) -> dict[str, Any]:

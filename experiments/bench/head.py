@@ -3,6 +3,9 @@
 Every contender computes ArcFace's loss (m = 0.5, s = 64) and its gradients to embeddings [B, D] and prototypes [C, D]
 from the same float32 numbers. "Matrix products in blocks" are those of the fused loss alone, in blocks that fit the
 cache: x w^T twice (it computes it again backwards) and the two gradients, with nothing in between.
+
+Each runs with the C library's memory as it is, where large arrays are cleared by the system each time they are made, or
+with `--keep-freed-memory` as in a training of the command lines, which changes most who makes most.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments._arguments import Parser
+from experiments._arguments import Parser, UserError
 from experiments.bench.floor import Work
 from experiments.bench.turns import Contender, Step
 
@@ -26,7 +29,8 @@ MARGIN, SCALE = 0.5, 64.0
 
 def headline(options: argparse.Namespace) -> str:
     """The shape."""
-    return f"head, B = {options.batch_size}, C = {options.classes}, D = {options.dimension}"
+    kept = ", freed memory kept" if options.keep_freed_memory else ""
+    return f"head, B = {options.batch_size}, C = {options.classes}, D = {options.dimension}{kept}"
 
 
 def least_work(options: argparse.Namespace) -> Work:
@@ -171,16 +175,25 @@ def _partial_fc(options: argparse.Namespace, share: float = 0.1) -> Step:
     return step
 
 
+def _contender(make: Callable[[argparse.Namespace], Step], program: str = "torch_reference") -> Contender:
+    def made(options: argparse.Namespace) -> Step:
+        if options.keep_freed_memory and not importlib.import_module(f"{program}.__main__").keep_freed_memory():
+            raise UserError("--keep-freed-memory needs glibc 2.35, and no GLIBC_TUNABLES and MALLOC_ variables")
+        return make(options)
+
+    return Contender(made)
+
+
 CONTENDERS = {
-    "matrix products in blocks": Contender(_products),
-    "JAX, fused": Contender(_fused),
-    "JAX, fused, bfloat16 products": Contender(lambda options: _fused(options, "bfloat16")),
-    "JAX, dense": Contender(_dense),
-    "PyTorch, dense": Contender(_torch),
-    "PyTorch, dense, compiled": Contender(lambda options: _torch(options, compile=True)),
-    "PyTorch, a tenth of the classes": Contender(_partial_fc),
+    "matrix products in blocks": _contender(_products, "jax_arcface"),
+    "JAX, fused": _contender(_fused, "jax_arcface"),
+    "JAX, fused, bfloat16 products": _contender(lambda options: _fused(options, "bfloat16"), "jax_arcface"),
+    "JAX, dense": _contender(_dense, "jax_arcface"),
+    "PyTorch, dense": _contender(_torch),
+    "PyTorch, dense, compiled": _contender(lambda options: _torch(options, compile=True)),
+    "PyTorch, a tenth of the classes": _contender(_partial_fc),
 } | (
-    {"pytorch-metric-learning": Contender(_metric_learning)}
+    {"pytorch-metric-learning": _contender(_metric_learning)}
     if importlib.util.find_spec("pytorch_metric_learning")
     else {}
 )
@@ -193,4 +206,5 @@ def parser() -> Parser:
     parser.add_argument("--classes", type=int, default=102_400, help="C (default: 102400)")
     parser.add_argument("--dimension", type=int, default=128, help="D (default: 128)")
     parser.add_argument("--block-size", type=int, help="classes a block of the fused loss (default: its own choice)")
+    parser.add_argument("--keep-freed-memory", action="store_true", help="for the next run, as the command lines do")
     return parser

@@ -7,7 +7,7 @@ import pytest
 
 from experiments.bench import head, turns
 
-SHAPE = argparse.Namespace(batch_size=4, classes=300, dimension=8, block_size=128)
+SHAPE = argparse.Namespace(batch_size=4, classes=300, dimension=8, block_size=128, keep_freed_memory=False)
 
 
 def test_contenders_compute_the_same():

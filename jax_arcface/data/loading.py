@@ -126,7 +126,13 @@ def _find_published(name: str, data_dir: str | os.PathLike[str] | None) -> tuple
     published = PUBLISHED[name]
     given = data_dir or os.environ.get(_DIRECTORY_VARIABLE)
     root = Path(os.path.expanduser(given)) if given else None
+    remedy = (
+        f"put {published.folder}/{{{', '.join(published.sha256)}}} in a folder and name that folder with --data-dir or "
+        f"the environment variable {_DIRECTORY_VARIABLE}"
+    )
     if root is not None:
+        if not root.is_dir():
+            raise DataError(f"{name} is not at hand: there is no folder {root}: {remedy}")
         folder = root / published.folder
         missing = published.missing(folder)
         if not missing:
@@ -145,6 +151,5 @@ def _find_published(name: str, data_dir: str | os.PathLike[str] | None) -> tuple
     except DataError as error:
         raise DataError(
             f"{name} is not at hand: {'no data folder is given' if root is None else f'{root} does not hold it'}, and "
-            f"{error}: put {published.folder}/{{{', '.join(published.sha256)}}} in a folder and name that folder with "
-            f"--data-dir or the environment variable {_DIRECTORY_VARIABLE}"
+            f"{error}: {remedy}"
         ) from error

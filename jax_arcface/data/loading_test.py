@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from jax_arcface import data
+from jax_arcface.data import loading
 from jax_arcface.data.conftest import CIFAR10_FILES, MNIST_FILES, assert_same, fake_files
 from jax_arcface.errors import UserError
 
@@ -106,6 +107,16 @@ def test_data_dir_wins_over_the_environment(cache, tmp_path, monkeypatch):
         data.load("mnist", tmp_path / "argument", cache_dir=cache)
 
 
+@pytest.mark.parametrize("given", ["argument", "variable"])
+def test_a_data_folder_that_is_not_there_is_no_reason_to_look_elsewhere(given, cache, tmp_path, monkeypatch):
+    monkeypatch.setattr(loading, "find_prepared", lambda *_: pytest.fail("looked elsewhere"))
+    monkeypatch.setattr(loading, "download_prepared", lambda *_: pytest.fail("downloaded"))
+    monkeypatch.setenv("ARCFACE_DATA_DIR", str(tmp_path / "typo"))
+    with pytest.raises(data.DataError) as caught:
+        data.load("mnist", tmp_path / "typo" if given == "argument" else None, cache_dir=cache)
+    assert_helps(str(caught.value), "mnist is not at hand: there is no folder", tmp_path / "typo")
+
+
 def assert_helps(message, *parts):
     assert "\n" not in message
     for part in (*parts, "--data-dir", "ARCFACE_DATA_DIR"):
@@ -120,6 +131,7 @@ def test_no_files_and_no_network(name, files, cache, tmp_path, monkeypatch):
         raise ConnectionError("the network is unplugged\nfor this test")
 
     monkeypatch.setattr("requests.sessions.Session.request", unplugged)
+    (tmp_path / "empty").mkdir()
     with pytest.raises(data.DataError) as caught:
         data.load(name, tmp_path / "empty", cache_dir=cache)
     assert_helps(str(caught.value), name, tmp_path / "empty", *files, "the network is unplugged for this test")

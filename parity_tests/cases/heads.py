@@ -37,14 +37,24 @@ def _heads(subcenters: int, dtype: str) -> Iterator[Difference]:
         def call(*arguments):
             return torch.func.functional_call(twin, {"prototypes": w}, arguments)
 
-        logits = call(x, labels)
         return {
-            "logits": logits,
+            "logits": call(x, labels),
             "logits without labels": call(x),
-            "loss": torch_reference.softmax_loss(logits, labels),
+            "loss": torch.func.functional_call(_Loss(twin), {"head.prototypes": w}, (x, labels)),
         }
 
     yield from renamed(f"{subcenters} sub-centres:", compare(here, there, x, w, labels).differences)
+
+
+class _Loss(torch.nn.Module):
+    """A head's loss as a module's call, which `functional_call` needs."""
+
+    def __init__(self, head: torch_reference.ArcFaceHead):
+        super().__init__()
+        self.head = head
+
+    def forward(self, x: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        return self.head.loss(x, labels)
 
 
 CASES = [
