@@ -165,10 +165,19 @@ def _train_defaults(words: Sequence[str]) -> commands.TrainOptions:
     if given.resume and given.out is not None:
         if given.config is not None:
             raise UserError("--config has no effect with --resume, which takes the run's own configuration")
-        return commands.TrainOptions(training=runs.read_config(given.out))
+        return commands.TrainOptions(training=_resumed(given.out))
     if given.config is not None:
         return commands.TrainOptions(training=configs.read(given.config, given.dataset, given.loss))
     return commands.TrainOptions(training=configs.recipe(given.dataset or "digits", given.loss or "arcface"))
+
+
+def _resumed(out: Path) -> TrainConfig:
+    """The configuration of a run, or what replicas have in common, with the first seed."""
+    begun = runs.read_replicas(out)
+    if not begun:
+        return runs.read_config(out)
+    name, config = next(iter(begun.items()))
+    return dataclasses.replace(config, margin=None) if name.startswith("margin") else config
 
 
 def _check_resumed(given: TrainConfig, run: TrainConfig) -> None:

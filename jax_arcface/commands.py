@@ -37,7 +37,7 @@ class TrainOptions:
     checkpoint_every: int = 1
     """Epochs between two checkpoints, of which the latest is kept; 0 writes none but at Ctrl-C."""
     resume: bool = False
-    """Go on with the run in --out from its latest checkpoint."""
+    """Go on with the run in --out from its latest checkpoint; with --replicas or --margins, with all runs there."""
     replicas: int = 1
     """Trains this many seeds, from --seed on, and tells mean and standard deviation."""
     margins: str = ""
@@ -88,14 +88,16 @@ def train(options: TrainOptions) -> None:
     config = options.training
     if options.checkpoint_every < 0:
         raise UserError(f"--checkpoint-every is {options.checkpoint_every}; it must be at least 0")
+    begun = _begun(options)
     replicas = _replicas(options)
-    if options.resume and (options.out is None or options.margins or len(replicas) > 1):
-        raise UserError("--resume needs --out RUN, a single run directory (replicas are resumed one by one)")
     out = options.out or _new_folder(config)
-    directories = [out / name if len(replicas) > 1 else out for name in replicas]
-    if not options.resume:
-        for directory in directories:
+    _check_begun(out, begun, replicas)
+    named = len(replicas) > 1 or bool(begun)
+    directories = [out / name if named else out for name in replicas]
+    for directory in directories:
+        if not _resumes(options, directory):
             runs.check_free(directory)
+    if not options.resume:
         runs.check_free(out)
     if options.tensorboard:
         event_writer()
@@ -108,18 +110,22 @@ def train(options: TrainOptions) -> None:
         f"test images {'x'.join(map(str, dataset.image_shape))}, {dataset.num_classes} classes; {config.backbone}, "
         f"{config.epochs} {'epoch' if config.epochs == 1 else 'epochs'} on {jax.default_backend()}"
     )
-    # XLA runs the grouped convolutions of a vmapped network slower than one network after the other on a CPU
+    # XLA runs the grouped convolutions of a vmapped network slower than one network after the other on a CPU, and what
+    # was interrupted may have stopped at different steps
     together = [list(zip(replicas.values(), directories, strict=True))]
-    if jax.default_backend() == "cpu" or not training.fit_one_program(list(replicas.values())):
+    apart = options.resume or jax.default_backend() == "cpu"
+    if apart or not training.fit_one_program(list(replicas.values())):
         together = [[pair] for pair in together[0]]
     results: dict[Path, float] = {}
     with _interruptible() as stop:
         for group in together:
-            trained = _train_group(group, dataset, options, stop, named=len(replicas) > 1)
+            trained = _train_group(group, dataset, options, stop, named)
             if stop():
+                if named:
+                    print(f"go on with: --resume --out {out} {_asked(options)}")
                 return
             results |= trained
-    if len(replicas) > 1:
+    if named:
         _summarise(results, out, seeds=not options.margins)
 
 
@@ -153,6 +159,62 @@ def _replicas(options: TrainOptions) -> dict[str, TrainConfig]:
     return {f"seed-{seed}": dataclasses.replace(config, seed=seed) for seed in seeds}
 
 
+def _asked(options: TrainOptions) -> str:
+    """The flag that asks for several models."""
+    return f"--margins {options.margins.replace(' ', '')}" if options.margins else f"--replicas {options.replicas}"
+
+
+def _begun(options: TrainOptions) -> dict[str, TrainConfig]:
+    """The replicas to go on with, by name; none in a new training and in a single run.
+
+    Raises:
+      UserError: where the flags and --out do not both mean a single run, or replicas of one kind.
+    """
+    if not options.resume:
+        return {}
+    if options.out is None:
+        raise UserError("--resume needs --out, a run directory or a folder of replicas")
+    begun = runs.read_replicas(options.out)
+    kind = "margin" if options.margins else "seed" if options.replicas != 1 else "none"
+    if not all(name.startswith(kind) for name in begun):
+        raise UserError(_held(options.out, begun))
+    if not begun and kind != "none":
+        raise UserError(f"--out {options.out} is a single run: go on with it without {_asked(options)}")
+    if not begun:
+        runs.read_config(options.out)  # which says what is wrong where there is no run
+    return begun
+
+
+def _check_begun(out: Path, begun: dict[str, TrainConfig], replicas: dict[str, TrainConfig]) -> None:
+    """Raises UserError where a replica that was begun is not asked for, or has another configuration."""
+    if begun.keys() - replicas.keys():
+        raise UserError(_held(out, begun))
+    for name, config in begun.items():
+        for field in dataclasses.fields(TrainConfig):
+            was, others = getattr(config, field.name), getattr(replicas[name], field.name)
+            if was != others and field.name != "data_dir":
+                flag = field.name.replace("_", "-")
+                raise UserError(
+                    f"{out / name} was begun with --{flag} {was}, but what is to go on has {others}: move it away, or "
+                    "start anew in another folder"
+                )
+
+
+def _held(out: Path, begun: dict[str, TrainConfig]) -> str:
+    """What replicas there are, and the flag that asks for them."""
+    configs = list(begun.values())
+    if next(iter(begun)).startswith("seed"):
+        flag = f"--replicas {max(2, configs[-1].seed - configs[0].seed + 1)}"
+    else:
+        flag = f"--margins {','.join(str(config.margin) for config in configs)}"
+    return f"--out {out} holds {', '.join(begun)}: give {flag}, or more, to go on with them"
+
+
+def _resumes(options: TrainOptions, run: Path) -> bool:
+    """Whether a run goes on; replicas that were never begun are begun."""
+    return options.resume and (run / "config.json").exists()
+
+
 def _train_group(
     group: Sequence[tuple[TrainConfig, Path]],
     dataset: data.Dataset,
@@ -166,7 +228,7 @@ def _train_group(
     mean, std = data.channel_statistics(dataset.train.images)
     states: list[training.TrainState] | None = None
     records: list[list[dict[str, Any]]] = [[] for _ in group]
-    if options.resume:
+    if _resumes(options, directories[0]):
         runs.check_dataset(directories[0], dataset, mean, std)
         optimizer = training.make_optimizer(config, steps)
         state = runs.read_checkpoint(directories[0], training.initial_state(config, dataset, optimizer))
@@ -174,6 +236,9 @@ def _train_group(
             states = [state]
             records = [[r for r in runs.read_metrics(directories[0]) if r["step"] <= int(state.step)]]
         total = config.epochs * steps
+        if named and state is None and (reached := _reached(directories[0], total)) is not None:
+            print(f"{directories[0]} has ended")
+            return {directories[0]: reached}
         begun = "has no checkpoint and begins anew" if state is None else f"goes on after step {state.step} of {total}"
         print(f"{directories[0]} {begun}")
     else:
@@ -199,18 +264,33 @@ def _train_group(
         progress.close()
     seconds = time.perf_counter() - start
     return {
-        directory: _finish(member, directory, state, dataset, seconds, steps)
+        directory: _finish(member, directory, state, dataset, seconds, steps, named)
         for (member, directory), state in zip(group, states, strict=True)
     }
 
 
+def _reached(run: Path, total: int) -> float | None:
+    """The test accuracy of a run whose training ended after `total` steps and kept no checkpoint; else None."""
+    records = runs.read_metrics(run)
+    if not records or records[-1]["step"] != total or not (run / "embeddings.npz").exists():
+        return None
+    return accuracy(**runs.read_npz(run / "embeddings.npz", ("embeddings", "prototypes", "labels"), ("bias",)))
+
+
 def _finish(
-    config: TrainConfig, run: Path, state: training.TrainState, dataset: data.Dataset, seconds: float, steps: int
+    config: TrainConfig,
+    run: Path,
+    state: training.TrainState,
+    dataset: data.Dataset,
+    seconds: float,
+    steps: int,
+    named: bool,
 ) -> float:
     """Writes what a training leaves behind, and says where and how good it is."""
     if int(state.step) < config.epochs * steps:
         runs.write_checkpoint(run, state)
-        print(f"stopped after {int(state.step)} of {config.epochs * steps} steps; go on with: --resume --out {run}")
+        again = "" if named else f"; go on with: --resume --out {run}"
+        print(f"stopped after {int(state.step)} of {config.epochs * steps} steps{again}")
     runs.write_weights(run, weights.to_neutral(training.model_state(state)))
     model = load_model(run)
     embeddings = model.embed(dataset.test)

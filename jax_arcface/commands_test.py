@@ -1,9 +1,12 @@
 """The command line end to end, as a new user would try it."""
 
+import contextlib
 import dataclasses
+import io
 import json
 import os
 import re
+import shutil
 import signal
 import struct
 import subprocess
@@ -17,7 +20,7 @@ import safetensors.numpy
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from jax_arcface import training
+from jax_arcface import runs, training
 from jax_arcface.__main__ import main
 from jax_arcface.config import TrainConfig
 from jax_arcface.progress import Progress
@@ -54,6 +57,15 @@ def trained(tmp_path_factory):
     run = tmp_path_factory.mktemp("runs") / "trained"
     assert main(["train", *LITTLE, "--out", str(run)]) == 0
     return run
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory):
+    """Two replicas that were trained without an interruption, not to be changed, and what was said."""
+    out, said = tmp_path_factory.mktemp("runs") / "both", io.StringIO()
+    with contextlib.redirect_stdout(said):
+        assert main(["train", *LITTLE, "--replicas", "2", "--out", str(out)]) == 0
+    return out, said.getvalue()
 
 
 @pytest.fixture
@@ -249,8 +261,49 @@ def test_resume_with_a_changed_flag(flag, told, trained):
 
 
 @pytest.mark.parametrize("flag", ["--replicas 2", "--margins 0.3", "--margins 0.3,0.4"])
-def test_resume_of_several(flag, told, trained):
-    assert_names(told(f"train --resume {flag} --out", trained), "--resume needs", "single run")
+def test_resume_of_a_single_run_as_several(flag, told, trained):
+    assert_names(told(f"train --resume {flag} --out", trained), f"{trained} is a single run", f"without {flag}")
+
+
+def set_of(configs):
+    """Writes nothing but the configurations of replicas, into the folder `set`."""
+    for name, config in configs.items():
+        runs.create(Path("set") / name, config)
+
+
+SEEDS = "--out set holds seed-9, seed-10: give --replicas 2, or more"
+MARGINS = "--out set holds margin-0.2, margin-0.3: give --margins 0.2,0.3, or more"
+
+
+@pytest.mark.parametrize(
+    ("flags", "seeds", "margins"),
+    [
+        ("", SEEDS, MARGINS),
+        ("--replicas 1", SEEDS, MARGINS),
+        ("--replicas 3 --epochs 5", "--epochs is 5, but the run to resume has 4", "--epochs is 5, but the run to"),
+        ("--replicas 0", "--replicas is 0", MARGINS),
+        ("--replicas 3 --seed 8", "--seed is 8, but the run to resume has 9", "--seed is 8, but the run to"),
+        ("--margins 0.2", SEEDS, MARGINS),
+        ("--replicas 2", "seed-10 was begun with --width 0.5, but what is to go on has 1.0: move it away", MARGINS),
+        ("--margins 0.3,0.2", SEEDS, "margin-0.3 was begun with --width 0.5, but what is to go on has 1.0: move it"),
+        ("--config x.json --replicas 2", "--config has no effect with --resume", "--config has no effect"),
+    ],
+)
+def test_resume_of_a_set_that_is_another_than_asked_for(flags, seeds, margins, told):
+    config = TrainConfig(epochs=4)
+    other = dataclasses.replace(config, width=0.5)
+    set_of({"seed-9": dataclasses.replace(config, seed=9), "seed-10": dataclasses.replace(other, seed=10)})
+    assert_names(told(f"train --resume --out set {flags}"), seeds)
+    shutil.rmtree("set")
+    set_of(
+        {"margin-0.2": dataclasses.replace(config, margin=0.2), "margin-0.3": dataclasses.replace(other, margin=0.3)}
+    )
+    assert_names(told(f"train --resume --out set {flags}"), margins)
+
+
+def test_resume_of_fewer_replicas_than_there_are(told):
+    set_of({f"seed-{seed}": TrainConfig(seed=seed) for seed in (0, 1, 3)})
+    assert_names(told("train --resume --out set --replicas 3"), "seed-0, seed-1, seed-3: give --replicas 4, or more")
 
 
 def test_resume_of_a_checkpoint_that_does_not_fit(told, run_copy):
@@ -568,14 +621,13 @@ def test_loss_that_is_not_finite_stops_the_run(tmp_path, capsys):
     )
 
 
-def test_replicas_are_runs_with_their_own_seed(trained, tmp_path, capsys):
-    out = tmp_path / "both"
-    assert main(["train", *LITTLE, "--replicas", "2", "--out", str(out)]) == 0
+def test_replicas_are_runs_with_their_own_seed(both, trained):
+    out, said = both
     assert sorted(path.name for path in out.iterdir()) == ["replicas.json", "seed-0", "seed-1"]
     assert_same_weights(out / "seed-0", trained)
     assert files_below(out / "seed-1") == files_below(trained)
     assert json.loads((out / "seed-1" / "config.json").read_text())["seed"] == 1
-    check_summary(out, ["seed-0", "seed-1"], capsys.readouterr().out)
+    check_summary(out, ["seed-0", "seed-1"], said)
 
 
 def test_margins_are_runs_with_their_own_margin_and_tensorboard_events_can_be_read(tmp_path, capsys):
@@ -592,6 +644,47 @@ def test_margins_are_runs_with_their_own_margin_and_tensorboard_events_can_be_re
         for record in map(json.loads, (out / name / "metrics.jsonl").read_text().splitlines()):
             for key in ("train_loss", "train_accuracy", "test_accuracy", "learning_rate", "images_per_second"):
                 assert events[record["step"], key] == np.float32(record[key])
+
+
+def test_an_interrupted_set_is_ended_as_if_nothing_had_been(both, run_copy, tmp_path, monkeypatch, capsys):
+    """One replica has ended; the other is begun, interrupted, and goes on."""
+    out = tmp_path / "set"
+    out.mkdir()
+    run_copy.rename(out / "seed-0")
+    go_on = f"--resume --out {out} --replicas 2"
+    with monkeypatch.context() as patch:
+        press_ctrl_c(patch, 1, 4)
+        assert main(["train", *go_on.split()]) == 0
+    said = capsys.readouterr().out
+    assert f"\n{out / 'seed-0'} goes on after step {STEPS} of {STEPS}\n" in said
+    assert f"\nstopped after 15 of {STEPS} steps\n" in said
+    assert said.endswith(f"\ngo on with: {go_on}\n")
+    assert sorted(os.listdir(out)) == ["seed-0", "seed-1"]
+
+    shutil.rmtree(out / "seed-0" / "checkpoints")  # as after --checkpoint-every 0
+    before = (out / "seed-0" / "model.safetensors").stat().st_mtime_ns
+    assert main(["train", *go_on.split()]) == 0
+    said = capsys.readouterr().out
+    assert f"\n{out / 'seed-0'} has ended\n{out / 'seed-1'} goes on after step 15 of {STEPS}\n" in said
+    assert (out / "seed-0" / "model.safetensors").stat().st_mtime_ns == before
+    whole, told = both
+    assert said.split("\n\n")[-1] == told.split("\n\n")[-1]  # the summary
+    for name in ("replicas.json", "seed-0/model.safetensors", "seed-1/model.safetensors", "seed-1/config.json"):
+        assert (out / name).read_bytes() == (whole / name).read_bytes()
+    assert files_below(out / "seed-1") == files_below(whole / "seed-1")
+
+
+def test_an_interrupted_set_of_margins_goes_on(tmp_path, monkeypatch, capsys):
+    out = tmp_path / "set"
+    with monkeypatch.context() as patch:
+        press_ctrl_c(patch, 1, 4)
+        assert main(["train", *LITTLE, "--margins", "0.3, 0.45", "--out", str(out)]) == 0
+    said = capsys.readouterr().out
+    assert said.endswith(f"\ngo on with: --resume --out {out} --margins 0.3,0.45\n")
+    assert os.listdir(out) == ["margin-0.3"]
+    assert main(["train", *said.splitlines()[-1].removeprefix("go on with: ").split()]) == 0
+    assert json.loads((out / "margin-0.45" / "config.json").read_text())["margin"] == 0.45
+    check_summary(out, ["margin-0.3", "margin-0.45"], capsys.readouterr().out, seeds=False)
 
 
 def check_summary(out, names, said, seeds=True):

@@ -98,6 +98,19 @@ def read_config(run: Path) -> TrainConfig:
     return configs.read(run / "config.json")
 
 
+def read_replicas(out: Path) -> dict[str, TrainConfig]:
+    """The configurations of the replicas begun in `out`, by name, by ascending seed and margin; none in a run itself.
+
+    Raises:
+      UserError: a configuration that cannot be read.
+    """
+    if (out / "config.json").exists():
+        return {}
+    files = [*out.glob("seed-*/config.json"), *out.glob("margin-*/config.json")]
+    begun = {file.parent.name: configs.read(file) for file in files}
+    return dict(sorted(begun.items(), key=lambda item: (item[1].seed, item[1].margin or 0.0)))
+
+
 def write_metrics(run: Path, records: list[dict[str, Any]]) -> None:
     """Writes `metrics.jsonl`, one line for each record."""
     with written_whole(run / "metrics.jsonl") as file:

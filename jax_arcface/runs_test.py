@@ -33,6 +33,17 @@ def run(tmp_path):
     return tmp_path / "run"
 
 
+def test_replicas_are_found_in_the_order_of_seed_and_margin(tmp_path):
+    configs = {f"seed-{seed}": TrainConfig(seed=seed) for seed in (9, 10, 100)}
+    configs |= {f"margin-{margin:g}": TrainConfig(seed=200, margin=margin) for margin in (1e-05, 0.2)}
+    for name in ("seed-100", "margin-0.2", "seed-9", "margin-1e-05", "seed-10"):
+        runs.create(tmp_path / name, configs[name])
+    runs.create(tmp_path / "other", TrainConfig())
+    (tmp_path / "seed-5").mkdir()
+    assert list(runs.read_replicas(tmp_path).items()) == list(configs.items())
+    assert runs.read_replicas(tmp_path / "seed-9") == runs.read_replicas(tmp_path / "nowhere") == {}
+
+
 # ---- whole or not at all
 
 

@@ -127,6 +127,18 @@ def test_the_same_mistake_has_the_same_message(words, capsys):
     assert out == other_out == ""
 
 
+@pytest.mark.parametrize("flags", ["", "--replicas 2", "--replicas 3", "--margins 1", "--margins 0,1,2", "--seed 1"])
+@pytest.mark.parametrize("field", ["seed", "margin"])
+def test_a_set_that_is_not_the_one_asked_for_has_the_same_message(field, flags, capsys):
+    for value in (1, 0, 2):
+        run = Path("set") / f"{field}-{value}"
+        run.mkdir(parents=True)
+        (run / "config.json").write_text(json.dumps({field: value, "epochs": 9 if value == 2 else 3}))
+    here, there = (answer(program, f"train --resume --out set {flags}", capsys) for program in PROGRAMS)
+    assert here == there
+    assert re.search("set holds|was begun with|the run to resume", here[0])
+
+
 def answer(program, words, capsys):
     """The one line that a program answers a mistake with, without its name, and what it has told before."""
     assert PROGRAMS[program](words.split()) == 2
@@ -166,6 +178,7 @@ RUN_HARMS = {
     "a list": ("evaluate run", written("dataset.json", "[]"), "run/dataset.json must hold a JSON object with name, "),
     "no mean": ("embed run digits", written("dataset.json", DESCRIPTION % ""), "run/dataset.json must hold"),
     "words": ("train --resume --out run", written("dataset.json", DESCRIPTION % '"a"'), "run/dataset.json must hold"),
+    "none": ("train --resume --out run --replicas 2", lambda: None, "--out run is a single run: go on with it without"),
     "metrics cut off": (
         "train --resume --out run",
         written("metrics.jsonl", '{"epoch": 1, "step": 2}\n{"epoch": 2, "st'),

@@ -205,10 +205,17 @@ def _train_defaults(words: Sequence[str]) -> TrainConfig:
     if given.resume and given.out is not None:
         if given.config is not None:
             raise UserError("--config has no effect with --resume, which takes the run's own configuration")
-        return runs.read_config(given.out)
+        return _of_run_or_set(given.out)
     if given.config is not None:
         return configs.read(given.config, given.dataset, given.loss)
     return configs.recipe(given.dataset or "digits", given.loss or "arcface")
+
+
+def _of_run_or_set(out: Path) -> TrainConfig:
+    """A run's configuration, or that which the runs of a set are made from: its first seed, or no margin."""
+    for name, config in runs.read_replicas(out).items():
+        return config if name.startswith("seed-") else dataclasses.replace(config, margin=None)
+    return runs.read_config(out)
 
 
 def _check_resumed(given: TrainConfig, run: TrainConfig) -> None:

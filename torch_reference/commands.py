@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from torch_reference import data, runs, training, weights
-from torch_reference.config import TrainConfig, option
+from torch_reference.config import TrainConfig, flag, option
 from torch_reference.errors import UserError, nearest
 from torch_reference.evaluation import accuracy, mean_loss, predict
 from torch_reference.figures import draw_embeddings
@@ -43,7 +43,10 @@ class TrainOptions:
     checkpoint_every: int = option(
         1, "Epochs between two checkpoints, of which the latest is kept; 0 writes none but at Ctrl-C."
     )
-    resume: bool = option(False, "Go on with the run in --out from its latest checkpoint.")
+    resume: bool = option(
+        False,
+        "Go on with the run in --out from its latest checkpoint; with --replicas or --margins, with all runs there.",
+    )
     replicas: int = option(1, "Trains this many seeds, from --seed on, and tells mean and standard deviation.")
     margins: str = option(
         "", "Trains one model for each of these margins, such as 0.3,0.4,0.5 (in the unit of --margin)."
@@ -113,15 +116,17 @@ def train(options: TrainOptions) -> None:
     config = options.training
     if options.checkpoint_every < 0:
         raise UserError(f"--checkpoint-every is {options.checkpoint_every}; it must be at least 0")
+    begun = _runs_to_resume(options)
     replicas = _replicas(options)
-    if options.resume and (options.out is None or options.margins or len(replicas) > 1):
-        raise UserError("--resume needs --out RUN, a single run directory (replicas are resumed one by one)")
     machine = Machine(_device(options.device), options.channels_last, options.compile)
     out = options.out or _new_folder(config)
-    members = {out / name if len(replicas) > 1 else out: member for name, member in replicas.items()}
-    if not options.resume:
-        for directory in members:
+    is_set = len(replicas) > 1 or bool(begun.keys() - {out})
+    members = {out / name if is_set else out: member for name, member in replicas.items()}
+    _check_members(out, begun, members)
+    for directory in members:
+        if directory not in begun:
             runs.check_free(directory)
+    if not begun:
         runs.check_free(out)
     if options.tensorboard:
         event_writer()
@@ -140,12 +145,15 @@ def train(options: TrainOptions) -> None:
     results: dict[Path, float] = {}
     with _interruptible() as stop, _deterministic(options.deterministic):
         for directory, member in members.items():
-            name = f"{directory.name}  " if len(members) > 1 else ""
-            reached = _train_one(member, directory, dataset, options, machine, stop, name)
+            name = f"{directory.name}  " if is_set else ""
+            its_options = dataclasses.replace(options, resume=directory in begun)
+            reached = _train_one(member, directory, dataset, its_options, machine, stop, name)
             if stop():
+                if is_set:
+                    print(f"go on with: --resume --out {out} {_flag_of_set(options)}")
                 return
             results[directory] = reached
-    if len(members) > 1:
+    if is_set:
         _summarise(results, out, seeds=not options.margins)
 
 
@@ -179,6 +187,60 @@ def _replicas(options: TrainOptions) -> dict[str, TrainConfig]:
     return {f"seed-{seed}": dataclasses.replace(config, seed=seed) for seed in seeds}
 
 
+def _flag_of_set(options: TrainOptions) -> str:
+    """How `options` ask for a set of runs."""
+    if options.margins:
+        return "--margins " + "".join(options.margins.split())
+    return f"--replicas {options.replicas}"
+
+
+def _runs_to_resume(options: TrainOptions) -> dict[Path, TrainConfig]:
+    """What --resume finds in --out, by directory: a single run, or those of a set that were begun.
+
+    Raises:
+      UserError: a single run where a set is asked for, or a set that is asked for otherwise.
+    """
+    if not options.resume:
+        return {}
+    if options.out is None:
+        raise UserError("--resume needs --out, a run directory or a folder of replicas")
+    wanted = "margin" if options.margins else "seed" if options.replicas != 1 else None
+    found = runs.read_replicas(options.out)
+    if not found and wanted:
+        raise UserError(f"--out {options.out} is a single run: go on with it without {_flag_of_set(options)}")
+    if not found:
+        return {options.out: runs.read_config(options.out)}
+    directories = {options.out / name: config for name, config in found.items()}
+    if {name.partition("-")[0] for name in found} != {wanted}:
+        raise _of_another_set(options.out, directories)
+    return directories
+
+
+def _check_members(out: Path, begun: Mapping[Path, TrainConfig], members: Mapping[Path, TrainConfig]) -> None:
+    """Raises UserError for a run that was begun and is no member of the set, or is configured otherwise."""
+    for directory, config in begun.items():
+        if directory not in members:
+            raise _of_another_set(out, begun)
+        was, asked = (dataclasses.asdict(c) for c in (config, members[directory]))
+        if changed := [name for name in was if was[name] != asked[name] and name != "data_dir"]:
+            name = changed[0]
+            raise UserError(
+                f"{directory} was begun with {flag(name)} {was[name]}, but what is to go on has {asked[name]}: move it "
+                "away, or start anew in another folder"
+            )
+
+
+def _of_another_set(out: Path, begun: Mapping[Path, TrainConfig]) -> UserError:
+    """Names the runs of the set, and how to ask for them."""
+    names = [directory.name for directory in begun]
+    if names[0].startswith("margin-"):
+        right = "--margins " + ",".join(str(config.margin) for config in begun.values())
+    else:
+        seeds = [config.seed for config in begun.values()]
+        right = f"--replicas {max(2, 1 + max(seeds) - min(seeds))}"
+    return UserError(f"--out {out} holds {', '.join(names)}: give {right}, or more, to go on with them")
+
+
 def _train_one(
     config: TrainConfig,
     run: Path,
@@ -201,6 +263,10 @@ def _train_one(
         state, records = training.initial_state(config, dataset, machine), []
     steps_per_epoch = len(dataset.train.labels) // config.batch_size
     if options.resume:
+        before = _accuracy_of_ended(run, config) if name and not state.step else None
+        if before is not None:
+            print(f"{run} has ended")
+            return before
         begun = f"goes on after step {state.step} of {config.epochs * steps_per_epoch}"
         print(f"{run} {begun if state.step else 'has no checkpoint and begins anew'}")
     progress = Progress(
@@ -221,10 +287,17 @@ def _train_one(
     seconds = time.perf_counter() - start
     if state.step < config.epochs * steps_per_epoch:
         runs.write_checkpoint(run, state.step, state.to_arrays())
-        print(
-            f"stopped after {state.step} of {config.epochs * steps_per_epoch} steps; go on with: --resume --out {run}"
-        )
+        stopped = f"stopped after {state.step} of {config.epochs * steps_per_epoch} steps"
+        print(stopped if name else f"{stopped}; go on with: --resume --out {run}")
     return _finish(run, state, dataset, machine, seconds)
+
+
+def _accuracy_of_ended(run: Path, config: TrainConfig) -> float | None:
+    """What a run reached on the test split in its last epoch, by its embeddings; None before that."""
+    path = run / "embeddings.npz"
+    if path.exists() and any(record.get("epoch") == config.epochs for record in runs.read_metrics(run)):
+        return accuracy(**runs.read_npz(path, ("embeddings", "prototypes", "labels"), optional=("bias",)))
+    return None
 
 
 def _finish(run: Path, state: training.TrainState, dataset: data.Dataset, machine: Machine, seconds: float) -> float:

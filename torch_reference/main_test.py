@@ -316,7 +316,7 @@ TRAIN_MISTAKES = [
     (["--resume", "--out", "x", "--margins", "0.1"], "x is not a run directory"),
     (["--dataset", "nope"], "no data set is called 'nope'"),
     (["--config", "/nonexistent.json"], "/nonexistent.json cannot be read: No such file or directory"),
-    (["--resume"], "--resume needs --out RUN, a single run directory"),
+    (["--resume"], "--resume needs --out, a run directory or a folder of replicas"),
     (["--resume", "--out", "/nonexistent"], "/nonexistent is not a run directory: it has no config.json"),
     (["--replicas", "0"], "--replicas is 0; it must be at least 1"),
     (["--replicas", "2", "--margins", "0.1"], "--margins and --replicas cannot be given together"),
@@ -389,6 +389,38 @@ def test_a_run_is_resumed_with_its_own_configuration_only(run, capsys):
     expected = "--epochs is 3, but the run to resume has 2: leave it out, or start a new run"
     assert complaint(capsys, *words, "--epochs", "3") == expected
     assert complaint(capsys, *words, "--config", "x.json").startswith("--config has no effect with --resume")
+
+
+def test_a_single_run_is_not_resumed_as_a_set(run, capsys):
+    for flags in (["--replicas", "2"], ["--margins", "0.3"]):
+        expected = f"--out {run} is a single run: go on with it without {' '.join(flags)}"
+        assert complaint(capsys, "train", "--resume", "--out", str(run), *flags) == expected
+
+
+SEEDS = "--out set holds seed-2, seed-3, seed-5: give --replicas 4, or more, to go on with them"
+MARGINS = "--out set holds margin-0.25, margin-0.5: give --margins 0.25,0.5, or more, to go on with them"
+
+
+@pytest.mark.parametrize(
+    ("flags", "of_seeds", "of_margins"),
+    [
+        ("", SEEDS, MARGINS),
+        ("--replicas 3", SEEDS, MARGINS),
+        ("--margins 0.25", SEEDS, MARGINS),
+        ("--replicas 4 --seed 3", "--seed is 3, but the run to resume has 2: leave", "--seed is 3, but the run to"),
+        ("--margins 0.5,0.25 --width 2", "--width is 2.0, but the run to resume has 1.0", "--width is 2.0, but the"),
+        ("--replicas 4", "set/seed-5 was begun with --epochs 9, but what is to go on has 30: move it away", MARGINS),
+        ("--margins 0.25,0.5", SEEDS, "set/margin-0.5 was begun with --epochs 9, but what is to go on has 30"),
+    ],
+)
+def test_a_set_is_resumed_as_it_was_begun(flags, of_seeds, of_margins, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    for field, values, message in (("seed", (2, 3, 5), of_seeds), ("margin", (0.25, 0.5), of_margins)):
+        for value in values:
+            changes = {field: value} | ({"epochs": 9} if value in (5, 0.5) else {})
+            runs.create(tmp_path / "set" / f"{field}-{value}", TrainConfig(**changes))
+        assert complaint(capsys, "train", "--resume", "--out", "set", *flags.split()).startswith(message)
+        shutil.rmtree("set")
 
 
 def test_a_run_is_not_resumed_on_other_data(run, tmp_path, capsys):
@@ -499,6 +531,46 @@ def test_an_interrupted_replica_has_no_share_in_a_mean(monkeypatch, tmp_path, ca
         assert main(["train", *SMALL, "--replicas", "3", "--out", str(tmp_path / "runs")]) == 0
     assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["seed-0", "seed-1"]
     assert "mean and standard deviation" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("flag", ["--margins 0.1,0.2", "--replicas 2"])
+def test_a_set_ends_with_the_same_bits_however_often_it_was_interrupted(flag, monkeypatch, tmp_path, capsys):
+    at_once, out = tmp_path / "at once", tmp_path / "set"
+    new = ["train", *SMALL, "--epochs", "2", *flag.split()]
+    assert main([*new, "--out", str(at_once)]) == 0
+    told = capsys.readouterr().out
+    one, other = sorted(path.parent for path in at_once.glob("*/config.json"))
+    again = f"--resume --out {out} {flag}"
+    shown = commands.Progress.on_step
+
+    def interrupted(self, epoch, number, metrics):
+        shown(self, epoch, number, metrics)
+        if (epoch, number) == (1, 3):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(commands.Progress, "on_step", interrupted)
+        for words in ([*new, "--out", str(out)], ["train", *again.split(), "--device", "cpu"]):
+            assert main(words) == 0
+            assert capsys.readouterr().out.endswith(f"\ngo on with: {again}\n")
+    assert sorted(path.name for path in out.iterdir()) == [one.name, other.name]
+    assert main(["train", *again.split(), "--device", "cpu"]) == 0
+    said = capsys.readouterr().out
+    assert f"{out / other.name} goes on after step 10 of 14\n" in said
+    assert said[said.index("\n\n") :] == told[told.index("\n\n") :]
+    for name in ("replicas.json", f"{one.name}/model.safetensors", f"{other.name}/model.safetensors"):
+        assert (out / name).read_bytes() == (at_once / name).read_bytes()
+
+
+def test_what_has_ended_is_not_trained_again_and_seeds_are_added(run, tmp_path, capsys):
+    ended = shutil.copytree(run, tmp_path / "seed-0")
+    shutil.rmtree(ended / "checkpoints")
+    written = (ended / "model.safetensors").stat().st_mtime_ns
+    assert main(["train", "--resume", "--out", str(tmp_path), "--replicas", "2", "--device", "cpu"]) == 0
+    assert f"\n{ended} has ended\n" in capsys.readouterr().out
+    assert (ended / "model.safetensors").stat().st_mtime_ns == written
+    reached = json.loads((tmp_path / "replicas.json").read_text())
+    assert reached == {name: runs.read_metrics(tmp_path / name)[-1]["test_accuracy"] for name in ("seed-0", "seed-1")}
 
 
 def test_an_unknown_command(capsys):

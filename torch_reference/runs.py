@@ -99,6 +99,21 @@ def read_config(run: Path) -> TrainConfig:
     return configs.read(run / "config.json")
 
 
+def read_replicas(out: Path) -> dict[str, TrainConfig]:
+    """The runs of a set that were begun in `out`: their configurations by name, the smallest seed and margin first.
+
+    There are none where `out` is a run itself.
+
+    Raises:
+      UserError: a configuration that cannot be read.
+    """
+    if (out / "config.json").exists():
+        return {}
+    names = [path.parent.name for path in out.glob("*/config.json")]
+    begun = [(name, read_config(out / name)) for name in names if name.startswith(("seed-", "margin-"))]
+    return dict(sorted(begun, key=lambda run: (run[1].seed, run[1].margin or 0.0)))
+
+
 def write_metrics(run: Path, records: Sequence[Mapping[str, Any]]) -> None:
     """Writes `metrics.jsonl`, one line for each record."""
     with written_whole(run / "metrics.jsonl") as file:
