@@ -59,7 +59,6 @@ NAMES = {
     },
     ".evaluation.accuracy": {"a type": "Array"},
     ".heads": {
-        "in torch_reference softmax_loss of the logits": "ArcFaceHead.loss",
         "in jax_arcface the function cosines": "ArcFaceHead.cosines",
         "how torch.nn calls and prints a module": "ArcFaceHead.forward ArcFaceHead.extra_repr",
         "what a training owns, made from an Objective or from flags": "ClassHead Head",
