@@ -30,6 +30,7 @@ from jax.typing import ArrayLike, DTypeLike
 from jax_arcface import checks
 from jax_arcface.losses import checked_labels, checked_vectors, margin_softmax_loss, normalize
 from jax_arcface.margins import Margin, target_cosine
+from jax_arcface.products import product
 
 _MIB = 2**20
 # From so many cosines on, B x C x K, the fused loss takes about as much time as the dense one, or less, and less memory
@@ -63,8 +64,8 @@ def fused_margin_softmax_loss(
       labels: [B], integers in [0, C).
       margin, scale, filter_above: as in `margin_logits`. label_smoothing: as in `margin_softmax_loss`.
       block_size: how many classes are read at a time; it need not divide C. None takes as many, in steps of 128, as let
-        a block's prototypes and cosines, block_size x K x (D + B) numbers, fill 2 MiB of float32 on a CPU (measured:
-        they stay in its cache) and 64 MiB elsewhere (not measured).
+        a block's prototypes and cosines, block_size x K x (D + B) numbers, fill 8 MiB of float32 on a CPU (measured:
+        docs/performance.md) and 64 MiB elsewhere (not measured).
       matmul_dtype: what the factors of the large matrix products are rounded to, say `jnp.bfloat16`; sums stay in
         float32, and the target's cosine is computed as without. None rounds nothing.
 
@@ -145,7 +146,7 @@ def loss_and_hits(
 
 def default_block_size(embeddings: Array, prototypes: Array) -> int:
     """How many classes are read at a time where no `block_size` is given, for [B, D] and [C, D] or [C, K, D]."""
-    room = (2 if jax.default_backend() == "cpu" else 64) * _MIB // 4
+    room = (8 if jax.default_backend() == "cpu" else 64) * _MIB // 4
     numbers = math.prod(prototypes.shape[1:-1]) * sum(embeddings.shape)  # a class
     return max(room // numbers // 128, 1) * 128
 
@@ -317,7 +318,7 @@ def _backward(settings: _Settings, residuals: tuple, cotangents: tuple[Array, ..
             d_c = jnp.where(is_nearest, d_c[:, None], 0).reshape(-1, len(u))
         (d_block,) = normalization(_product(d_c, u, settings))
         d_bits = jax.lax.dynamic_update_slice_in_dim(d_bits, _bits(d_block), start, axis=0)
-        return d_u_t + _product(v.T, d_c, settings), d_bits, s_d_scale
+        return d_u_t + _product(v, d_c, settings, transposed=True), d_bits, s_d_scale
 
     none = jnp.zeros_like(u_t), jnp.zeros_like(_bits(prototypes)), jnp.zeros_like(largest)
     d_u_t, d_bits, s_d_scale = _over_blocks(settings.block_size, prototypes, add, none)
@@ -372,12 +373,12 @@ def _unit_rows(block: Array, dtype: DTypeLike) -> Array:
     return jax.lax.optimization_barrier(normalize(rows).astype(dtype))
 
 
-def _product(a: Array, b: Array, settings: _Settings) -> Array:
-    """The matrix product of factors rounded to `matmul_dtype`, in the dtype that they had."""
-    if settings.matmul_dtype is None:
-        return jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
-    a_rounded, b_rounded = (factor.astype(settings.matmul_dtype) for factor in (a, b))
-    return jnp.matmul(a_rounded, b_rounded, preferred_element_type=a.dtype)
+def _product(a: Array, b: Array, settings: _Settings, transposed: bool = False) -> Array:
+    """a b, or a^T b, of factors rounded to `matmul_dtype`, in the dtype that they had."""
+    dtype = a.dtype
+    if settings.matmul_dtype is not None:
+        a, b = a.astype(settings.matmul_dtype), b.astype(settings.matmul_dtype)
+    return product(a, b, dtype, transposed=transposed)
 
 
 def _nearest(cosine: Array, block: Array) -> tuple[Array, Array | None]:

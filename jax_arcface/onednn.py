@@ -30,7 +30,7 @@ _WHEEL = "onednn-cpu-gomp"
 _DTYPES = {"float32": 3, "bfloat16": 2}  # dnnl_data_type_t
 
 
-Kind = Literal["forward", "input gradient", "kernel gradient", "gradient"]
+Kind = Literal["forward", "input gradient", "kernel gradient", "gradient", "product"]
 
 
 class Convolution(NamedTuple):
@@ -56,6 +56,11 @@ class Convolution(NamedTuple):
     dtype: str
     bias: bool = False
 
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """None of which may be 0."""
+        return self.images + self.results
+
     def outputs(self, kind: Kind) -> list[jax.ShapeDtypeStruct]:
         """Shape and dtype of each array that a program of this kind gives."""
         shapes = {"forward": self.results, "input gradient": self.images, "kernel gradient": self.kernel}
@@ -76,19 +81,55 @@ class PReLU(NamedTuple):
     shape: tuple[int, ...]
     dtype: str
 
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """None of which may be 0."""
+        return self.shape
+
     def outputs(self, kind: Kind) -> list[jax.ShapeDtypeStruct]:
         """Shape and dtype of each array that its program gives."""
         return [jax.ShapeDtypeStruct(self.shape, self.dtype), _float32(self.shape[-1])]
 
 
-Operation: TypeAlias = Convolution | PReLU
+class Product(NamedTuple):
+    """What a matrix product's program is made for. Its one kind:
+
+    - `product`, from (a, b) to (a b,), or (a^T b,)
+
+    Args:
+      a: (m, k); where it is transposed, (k, m).
+      b: (k, n).
+      dtype: the name of that of a and b; the product is float32.
+      transposed: whether it is a^T that b is multiplied by.
+    """
+
+    a: tuple[int, ...]
+    b: tuple[int, ...]
+    dtype: str
+    transposed: bool = False
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(m, n)."""
+        return self.a[1 if self.transposed else 0], self.b[1]
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """None of which may be 0."""
+        return self.a + self.b
+
+    def outputs(self, kind: Kind) -> list[jax.ShapeDtypeStruct]:
+        """Shape and dtype of each array that its program gives."""
+        return [_float32(*self.shape)]
+
+
+Operation: TypeAlias = Convolution | PReLU | Product
 
 
 def supports(operation: Operation) -> bool:
     """Whether oneDNN is there and can do all kinds of this operation."""
     alone = jax.default_backend() == "cpu" and jax.device_count() == 1
-    sizes = operation.images + operation.results if isinstance(operation, Convolution) else operation.shape
-    if not alone or 0 in sizes or operation.dtype not in _DTYPES or _library() is None:
+    if not alone or 0 in operation.sizes or operation.dtype not in _DTYPES or _library() is None:
         return False
     with _one_registers:
         return _registered(operation)
@@ -228,7 +269,9 @@ def _program(primitives: Sequence[Primitive], memories: Memories) -> Callable[..
 
 def _programs(operation: Operation) -> dict[Kind, Callable[..., None]]:
     """An operation's programs by kind; each is called with the addresses of its inputs, then of its outputs."""
-    return _convolution(operation) if isinstance(operation, Convolution) else _prelu(operation)
+    if isinstance(operation, Convolution):
+        return _convolution(operation)
+    return _prelu(operation) if isinstance(operation, PReLU) else _product(operation)
 
 
 def _convolution(convolution: Convolution) -> dict[Kind, Callable[..., None]]:
@@ -286,6 +329,23 @@ def _prelu(prelu: PReLU) -> dict[Kind, Callable[..., None]]:
     memories = [_memory(layout) for layout in (images, slopes, images, images, slopes)]
     arguments = dict(zip((_SRC, _WEIGHTS, _DIFF_DST, _DIFF_SRC, _DIFF_WEIGHTS), memories, strict=True))
     return {"gradient": _program([(_new("dnnl_primitive_create", backward), arguments)], memories)}
+
+
+def _product(product: Product) -> dict[Kind, Callable[..., None]]:
+    engine, _ = _engine()
+    rows, columns = product.shape
+    inner = product.b[0]
+    strides = (1, rows) if product.transposed else (inner, 1)
+    layouts = (
+        _layout((rows, inner), strides, product.dtype),
+        _layout((inner, columns), (columns, 1), product.dtype),
+        _layout((rows, columns), (columns, 1)),
+    )
+    a, b, result = layouts
+    described = _new("dnnl_matmul_primitive_desc_create", engine, a, b, _NONE, result, _NONE)
+    memories = [_memory(layout) for layout in layouts]
+    arguments = dict(zip((_SRC, _WEIGHTS, _DST), memories, strict=True))
+    return {"product": _program([(_new("dnnl_primitive_create", described), arguments)], memories)}
 
 
 # ---- what XLA knows

@@ -14,7 +14,7 @@ import argparse
 import importlib
 import importlib.util
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -55,6 +55,7 @@ def _products(options: argparse.Namespace) -> Step:
     import jax.numpy as jnp
 
     from jax_arcface.fused import default_block_size
+    from jax_arcface.products import product
 
     x, w, _ = map(jnp.asarray, inputs(options))
     size = min(options.block_size or default_block_size(x, w), len(w))
@@ -62,19 +63,22 @@ def _products(options: argparse.Namespace) -> Step:
 
     @jax.jit
     def products(x: Any, w: Any) -> tuple:
+        x_t = x.T
+
         def block(k: Any) -> Any:
             return jax.lax.dynamic_slice_in_dim(w, k * size, size)
 
         def forwards(k: Any, total: Any) -> Any:
-            return total + (block(k) @ x.T).max(axis=0)
+            return total + product(block(k), x_t).max(axis=0)
 
         def backwards(k: Any, so_far: tuple) -> tuple:
             d_x_t, d_w = so_far
-            c = block(k) @ x.T
-            return d_x_t + block(k).T @ c, jax.lax.dynamic_update_slice_in_dim(d_w, c @ x, k * size, axis=0)
+            c = product(block(k), x_t)
+            d_w = jax.lax.dynamic_update_slice_in_dim(d_w, product(c, x), k * size, axis=0)
+            return d_x_t + product(block(k), c, transposed=True), d_w
 
         total = jax.lax.fori_loop(0, blocks, forwards, jnp.zeros(len(x)))
-        return total, *jax.lax.fori_loop(0, blocks, backwards, (jnp.zeros_like(x.T), jnp.zeros_like(w)))
+        return total, *jax.lax.fori_loop(0, blocks, backwards, (jnp.zeros_like(x_t), jnp.zeros_like(w)))
 
     compiled = products.lower(x, w).compile()
 
@@ -175,13 +179,21 @@ def _partial_fc(options: argparse.Namespace, share: float = 0.1) -> Step:
     return step
 
 
+def _jax_environment() -> Mapping[str, str]:
+    from jax_arcface.__main__ import cpu_environment  # not where PyTorch's memory is measured
+
+    return cpu_environment()
+
+
 def _contender(make: Callable[[argparse.Namespace], Step], program: str = "torch_reference") -> Contender:
+    """With the variables of a program's command line, and, where asked for, its way to keep freed memory."""
+
     def made(options: argparse.Namespace) -> Step:
         if options.keep_freed_memory and not importlib.import_module(f"{program}.__main__").keep_freed_memory():
             raise UserError("--keep-freed-memory needs glibc 2.35, and no GLIBC_TUNABLES and MALLOC_ variables")
         return make(options)
 
-    return Contender(made)
+    return Contender(made, _jax_environment if program == "jax_arcface" else dict)
 
 
 CONTENDERS = {

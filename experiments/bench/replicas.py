@@ -33,8 +33,8 @@ def _sequence(options: argparse.Namespace) -> Step:
 
 
 CONTENDERS = {
-    REFERENCE: Contender(_sequence, cpu_environment()),
-    "JAX, one program": Contender(lambda options: step.jax_step(options, options.replicas), cpu_environment()),
+    REFERENCE: Contender(_sequence, cpu_environment),
+    "JAX, one program": Contender(lambda options: step.jax_step(options, options.replicas), cpu_environment),
 }
 
 

@@ -112,9 +112,9 @@ def _changes(options: argparse.Namespace) -> dict[str, Any]:
 
 
 CONTENDERS = {
-    "JAX": Contender(jax_step, cpu_environment()),
-    "JAX, XLA's convolutions": Contender(jax_step, cpu_environment() | {"ARCFACE_ONEDNN": "0"}),
-    "JAX, nothing set": Contender(jax_step, {"XLA_FLAGS": "", "ARCFACE_ONEDNN": "0", "GLIBC_TUNABLES": ""}),
+    "JAX": Contender(jax_step, cpu_environment),
+    "JAX, XLA's convolutions": Contender(jax_step, lambda: cpu_environment() | {"ARCFACE_ONEDNN": "0"}),
+    "JAX, nothing set": Contender(jax_step, lambda: {"XLA_FLAGS": "", "ARCFACE_ONEDNN": "0", "GLIBC_TUNABLES": ""}),
     "PyTorch": Contender(torch_step),
     "PyTorch, channels last": Contender(functools.partial(torch_step, channels_last=True)),
     "PyTorch, compiled": Contender(functools.partial(torch_step, compile=True)),

@@ -1,9 +1,8 @@
 import argparse
-import importlib
 
 import pytest
 
-from experiments.bench import replicas, step
+from experiments.bench import head, replicas, step, turns
 
 TINY = argparse.Namespace(
     dataset="digits", backbone="lenet", width=0.05, batch_size=4, precision="float32", steps=2, replicas=2
@@ -23,18 +22,10 @@ def test_replicas_take_the_steps_of_one():
     assert replicas.headline(TINY).startswith("2 replicas, training step, lenet")
 
 
-@pytest.fixture
-def read_anew():
-    """What reads the modules again, as they are in another environment; afterwards they are as before."""
-    yield lambda: [importlib.reload(module) for module in (step, replicas)]
-    for module in (step, replicas):
-        importlib.reload(module)
-
-
-def test_contenders_have_the_variables_that_the_user_has_set(read_anew, monkeypatch):
-    with monkeypatch.context() as user:
-        user.setenv("XLA_FLAGS", "--xla_mine")
-        user.delenv("OMP_WAIT_POLICY", raising=False)
-        read_anew()
-        contenders = step.CONTENDERS["JAX"], *replicas.CONTENDERS.values()
-        assert [one.environment for one in contenders] == [{"OMP_WAIT_POLICY": "passive"}] * 3
+def test_contenders_have_the_variables_that_the_user_has_not_set(monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "--xla_mine")
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    contenders = step.CONTENDERS["JAX"], head.CONTENDERS["JAX, fused"], *replicas.CONTENDERS.values()
+    assert [one.environment() for one in contenders] == [{"OMP_WAIT_POLICY": "passive"}] * 4
+    every = {**step.CONTENDERS, **head.CONTENDERS, **replicas.CONTENDERS}
+    assert {name for one in every.values() for name in one.environment()} <= {*turns.VARIABLES}

@@ -20,8 +20,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-# What changes the speed of a contender beside its own variables.
-_VARIABLES = ("XLA_FLAGS", "GLIBC_TUNABLES", "OMP_NUM_THREADS", "OMP_WAIT_POLICY", "ARCFACE_ONEDNN")
+# What changes the speed of a contender.
+VARIABLES = ("ARCFACE_ONEDNN", "GLIBC_TUNABLES", "OMP_NUM_THREADS", "OMP_WAIT_POLICY", "XLA_FLAGS")
 Step = Callable[[], float]  # runs once, waits for all results; returns a number to tell contenders apart by, or NaN
 
 
@@ -30,11 +30,12 @@ class Contender(NamedTuple):
 
     Args:
       make: from a benchmark's options to the step that is timed, with its inputs made and its program compiled.
-      environment: variables of its process.
+      environment: gives the variables of its process, of `VARIABLES`. (A function, since what JAX's should be takes
+        importing it.)
     """
 
     make: Callable[[argparse.Namespace], Step]
-    environment: Mapping[str, str] = {}
+    environment: Callable[[], Mapping[str, str]] = dict
 
 
 class Row(NamedTuple):
@@ -72,7 +73,7 @@ def measure(
       turns: how many times each runs, after a first time that does not count.
       per_run: steps in a run, by which its time is divided.
     """
-    workers = {name: _Worker([*command, "--worker", name], one.environment) for name, one in contenders.items()}
+    workers = {name: _Worker([*command, "--worker", name], one.environment()) for name, one in contenders.items()}
     try:
         for worker in workers.values():
             worker.start()
@@ -157,11 +158,10 @@ def work(contender: Contender, options: argparse.Namespace, stdin: IO[str] | Non
     forget = Path("/proc/self/clear_refs")
     if forget.exists():
         forget.write_text("5")  # how much was needed on the way here
-    names = sorted({*_VARIABLES, *contender.environment})
     _say(
         first_seconds=first_seconds,
         value=value if math.isfinite(value) else None,
-        environment={name: os.environ[name] for name in names if name in os.environ},
+        environment={name: os.environ[name] for name in VARIABLES if name in os.environ},
     )
     for _ in sys.stdin if stdin is None else stdin:
         start = time.perf_counter()
