@@ -98,8 +98,9 @@ def keep_freed_memory() -> bool:
     """Has glibc take arrays below a GiB from one heap, and give the heap's free end back only from a GiB on.
 
     XLA allocates the same large arrays in each step. glibc would give them back to the system in between, which would
-    then clear each of their pages anew. The heap is one for all threads, since those that glibc gives to others than
-    the first hold 64 MiB at most. Nothing changes where the user has set GLIBC_TUNABLES or a MALLOC_ variable.
+    then clear each of their pages anew. The heap is one for all threads, since no array of more than 64 MiB fits into
+    those that glibc gives to others than the first. Nothing changes where the user has set GLIBC_TUNABLES or a MALLOC_
+    variable.
 
     Returns:
       Whether glibc took all three settings.

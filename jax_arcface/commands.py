@@ -72,8 +72,8 @@ class EmbedOptions:
     input: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="INPUT")]
     """A data set's name, an image file, or a folder of images (of class folders too)."""
     out: Path = Path("embeddings.npz")
-    """The .npz file to write: embeddings [N, D], predictions [N], prototypes [C, D], class_names [C], and labels [N] or
-    files [N] where known."""
+    """The .npz file to write: embeddings [N, D], predictions [N], prototypes [C, D] (a bias [C] with softmax),
+    class_names [C], and labels [N] or files [N] where known."""
     split: str = "test"
     """Which split of a data set: test or train."""
     data_dir: str | None = None
@@ -236,7 +236,7 @@ def _train_group(
             states = [state]
             records = [[r for r in runs.read_metrics(directories[0]) if r["step"] <= int(state.step)]]
         total = config.epochs * steps
-        if named and state is None and (reached := _reached(directories[0], total)) is not None:
+        if state is None and (reached := _reached(directories[0], total)) is not None:
             print(f"{directories[0]} has ended")
             return {directories[0]: reached}
         begun = "has no checkpoint and begins anew" if state is None else f"goes on after step {state.step} of {total}"
@@ -270,7 +270,7 @@ def _train_group(
 
 
 def _reached(run: Path, total: int) -> float | None:
-    """The test accuracy of a run whose training ended after `total` steps and kept no checkpoint; else None."""
+    """The test accuracy of a run whose training has ended, after `total` steps; else None."""
     records = runs.read_metrics(run)
     if not records or records[-1]["step"] != total or not (run / "embeddings.npz").exists():
         return None

@@ -266,8 +266,8 @@ def test_resume_of_a_single_run_as_several(flag, told, trained):
 
 
 def set_of(configs):
-    """Writes nothing but the configurations of replicas, into the folder `set`."""
-    for name, config in configs.items():
+    """Writes nothing but the configurations of replicas, into the folder `set`; and of two that were moved away."""
+    for name, config in (configs | {"seed-old": TrainConfig(epochs=1), "margin-old": TrainConfig(epochs=1)}).items():
         runs.create(Path("set") / name, config)
 
 
@@ -749,7 +749,7 @@ def test_evaluate_writes_into_the_run_and_takes_the_training_split(run_copy):
 def test_embed_of_a_data_set_is_what_the_run_holds(trained, tmp_path):
     assert main(["embed", str(trained), "digits", "--out", str(tmp_path / "deep" / "test.npz")]) == 0
     held, found = np.load(trained / "embeddings.npz"), np.load(tmp_path / "deep" / "test.npz")
-    for name in ("embeddings", "labels", "prototypes"):
+    for name in ("embeddings", "labels", "prototypes", "class_names"):
         np.testing.assert_array_equal(found[name], held[name])
     np.testing.assert_array_equal(found["predictions"], np.argmax(cosines(held), axis=1))
 

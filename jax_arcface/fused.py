@@ -54,7 +54,8 @@ def fused_margin_softmax_loss(
 ) -> Array:
     """`margin_softmax_loss` and its gradients in memory that does not grow with B x C.
 
-    Pure; works under jit, vmap and grad (reverse mode only), and twice under grad unless prototypes are bfloat16. Its
+    Pure; works under jit, vmap and grad (reverse mode only), and twice under grad unless prototypes are bfloat16. Where
+    oneDNN computes its products (`jax_arcface.products`), it cannot be exported or lowered for another platform. Its
     inputs and their gradients apart, it holds a few arrays [block_size, B] and [block_size, D] (and a copy of the
     prototypes where they are bfloat16). ArcFace (Deng et al., CVPR 2019), equation 4.
 

@@ -186,8 +186,9 @@ class Conv(nnx.Module):
 def max_pool(x: Array) -> Array:
     """The maximum of 2x2 windows, stride 2; an odd last row or column is dropped.
 
-    A tie's gradient goes to the window's first maximum in row-major order. Written with `where`, with a gradient of its
-    own, since that of XLA's windowed reduction is several times slower on a CPU.
+    A tie's gradient goes to the window's first maximum in row-major order. Written with `where`, since the gradient of
+    XLA's windowed reduction is several times slower on a CPU, and with a gradient of its own, which takes half the time
+    of that of the comparisons. There is no forward mode.
 
     Args:
       x: [B, H, W, C].
@@ -218,27 +219,24 @@ def _first_max(first: Array, second: Array) -> tuple[Array, Array]:
     return jnp.where(is_second, second, first), is_second
 
 
-def _unpooled(saved: tuple[Array, Array], gradient: Array) -> tuple[Array]:
+def _pool_backward(saved: tuple[Array, Array], gradient: Array) -> tuple[Array]:
     """Each gradient in the corner of its window that had the maximum, zero in the others."""
-    corner, x = saved
-    height, width = x.shape[1:3]
+    corner, like_x = saved
+    height, width = like_x.shape[1:3]
     odd = ((0, 0), (0, height % 2), (0, width % 2), (0, 0))
-    corner, gradient = jnp.pad(corner, odd, constant_values=_NO_CORNER), jnp.pad(gradient, odd)
+    corner, gradient = jnp.pad(corner, odd), jnp.pad(gradient, odd)
     corners = jnp.arange(4, dtype=jnp.uint8).reshape(2, 1, 2, 1)
     spread = jnp.where(corner[:, :, None, :, None] == corners, gradient[:, :, None, :, None], 0)
     batch, rows, columns, channels = corner.shape
     return (spread.reshape(batch, 2 * rows, 2 * columns, channels)[:, :height, :width],)
 
 
-_NO_CORNER = 4
-
-
 def _pool_forward(x: Array) -> tuple[Array, tuple[Array, Array]]:
     maxima, corner = _pooled(x)
-    return maxima, (corner, x)  # x for its shape
+    return maxima, (corner, x[:0])  # for its height and width
 
 
-max_pool.defvjp(_pool_forward, _unpooled)
+max_pool.defvjp(_pool_forward, _pool_backward)
 
 
 def global_max_pool(x: Array) -> Array:

@@ -145,7 +145,7 @@ def test_a_convolution_without_bias(rng):
 
 
 @pytest.mark.parametrize("size", [(4, 6), (5, 7), (4, 3)])
-def test_max_pool_is_the_maximum_of_each_window_and_so_is_its_gradient(rng, size):
+def test_max_pool_is_the_maximum_of_each_window_and_its_gradient_goes_there(rng, size):
     x = rng.normal(size=(2, *size, 3)).astype(np.float32)
     y, back = jax.vjp(max_pool, x)
     gradient = rng.normal(size=y.shape).astype(np.float32)

@@ -293,23 +293,23 @@ def _convolution(convolution: Convolution) -> dict[Kind, Callable[..., None]]:
 
     def program(description: c_void_p, query: int) -> Callable[..., None]:
         chosen = c_void_p(_library().dnnl_primitive_desc_query_md(description, query, 0))  # type: ignore[union-attr]
-        product = _new("dnnl_primitive_create", description)
+        convolve = _new("dnnl_primitive_create", description)
         x, y, k, liked = *map(_memory, (images, results, kernel)), _memory(chosen, _ALLOCATE)
         if description is to_images:
             reorder = _reorder(kernel, chosen), {_SRC: k, _DST: liked}
-            return _program([reorder, (product, {_DIFF_DST: y, _WEIGHTS: liked, _DIFF_SRC: x})], (y, k, x))
+            return _program([reorder, (convolve, {_DIFF_DST: y, _WEIGHTS: liked, _DIFF_SRC: x})], (y, k, x))
         b = [_memory(bias)] if convolution.bias else []
         if description is to_kernel:
             reorder = _reorder(chosen, kernel), {_SRC: liked, _DST: k}
             arguments = {_SRC: x, _DIFF_DST: y, _DIFF_WEIGHTS: liked}
             if b:
                 arguments[_DIFF_BIAS] = b[0]
-            return _program([(product, arguments), reorder], (x, y, k, *b))
+            return _program([(convolve, arguments), reorder], (x, y, k, *b))
         reorder = _reorder(kernel, chosen), {_SRC: k, _DST: liked}
         arguments = {_SRC: x, _WEIGHTS: liked, _DST: y}
         if b:
             arguments[_BIAS] = b[0]
-        return _program([reorder, (product, arguments)], (x, k, *b, y))
+        return _program([reorder, (convolve, arguments)], (x, k, *b, y))
 
     return {
         "forward": program(forward, _WEIGHTS_MD),

@@ -32,9 +32,11 @@ def product(a: Array, b: Array, dtype: DTypeLike = jnp.float32, *, transposed: b
     >>> product(a, jnp.eye(2)).tolist(), product(a, jnp.eye(2), transposed=True).tolist()
     ([[1.0, 2.0], [3.0, 4.0]], [[1.0, 3.0], [2.0, 4.0]])
     """
-    described = Product(a.shape, b.shape, a.dtype.name, transposed)
-    if a.dtype == b.dtype and dtype == jnp.float32 and onednn.supports(described):
-        return _by_onednn(described, a, b)
+    fits = a.ndim == b.ndim == 2 and a.shape[0 if transposed else 1] == b.shape[0]  # else XLA tells what is wrong
+    if fits and a.dtype == b.dtype and jnp.dtype(dtype) == jnp.float32:
+        described = Product(a.shape, b.shape, a.dtype.name, transposed)
+        if onednn.supports(described):
+            return _by_onednn(described, a, b)
     return _by_xla(a, b, dtype, transposed)
 
 

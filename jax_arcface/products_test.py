@@ -53,6 +53,17 @@ def test_empty_products_are_xlas(empty):
 
 
 @pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("shapes", [((4, 4), (5, 3)), ((4,), (4, 3)), ((2, 4, 4), (4, 3))])
+def test_factors_that_do_not_fit_never_reach_onednn(shapes, transposed, monkeypatch):
+    monkeypatch.setattr(onednn, "apply", lambda *_: pytest.fail("oneDNN was asked"))
+    if shapes[0] == (4, 4):
+        with pytest.raises(TypeError, match="contracting"):
+            product(*map(jnp.ones, shapes), transposed=transposed)
+    elif not transposed:  # as `jnp.matmul` has it
+        assert product(*map(jnp.ones, shapes)).shape == (*shapes[0][:-1], 3)
+
+
+@pytest.mark.parametrize("transposed", [False, True])
 def test_derivatives_are_those_of_a_product(transposed):
     a, b = factors(transposed)
     d_a, d_b = (x[::-1] for x in (a, b))

@@ -101,14 +101,19 @@ def read_config(run: Path) -> TrainConfig:
 def read_replicas(out: Path) -> dict[str, TrainConfig]:
     """The configurations of the replicas begun in `out`, by name, by ascending seed and margin; none in a run itself.
 
+    A folder counts that is called after its own seed or margin.
+
     Raises:
       UserError: a configuration that cannot be read.
     """
     if (out / "config.json").exists():
         return {}
-    files = [*out.glob("seed-*/config.json"), *out.glob("margin-*/config.json")]
-    begun = {file.parent.name: configs.read(file) for file in files}
-    return dict(sorted(begun.items(), key=lambda item: (item[1].seed, item[1].margin or 0.0)))
+    begun = []
+    for file in (*out.glob("seed-*/config.json"), *out.glob("margin-*/config.json")):
+        config, name = configs.read(file), file.parent.name
+        if name in (f"seed-{config.seed}", None if config.margin is None else f"margin-{config.margin:g}"):
+            begun.append((config.seed, config.margin or 0.0, name, config))  # others were moved away
+    return {name: config for _, _, name, config in sorted(begun, key=lambda run: run[:3])}
 
 
 def write_metrics(run: Path, records: list[dict[str, Any]]) -> None:

@@ -26,8 +26,8 @@ MODULES = {
         ".data.cache .data.datasets .data.errors .data.folders .data.images .data.loading .data.prepared "
         ".data.published"
     ),
-    "the same loss in less memory, compared with margin_softmax_loss by fused_test.py": ".fused",
-    "what PyTorch has of its own; backbones_test.py compares it": ".convolution .layers .onednn .products .sums .xla_calls",
+    "the same loss in less memory, compared with margin_softmax_loss by fused_test.py": ".fused .products",
+    "what PyTorch has of its own; backbones_test.py compares it": ".convolution .layers .onednn .sums .xla_calls",
     "torchvision reads data sets for torch_reference alone": "._torchvision",
 }
 

@@ -166,8 +166,8 @@ ERRORS = (
     Planted(
         "last of equal pixels takes the gradient of max pooling",
         "jax_arcface/layers.py",
-        "jnp.where((first >= second)",
-        "jnp.where((first > second)",
+        "(first >= second)",
+        "(first > second)",
         ("backbones",),
     ),
     # what is drawn

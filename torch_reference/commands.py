@@ -99,8 +99,8 @@ class EmbedOptions:
     out: Path = dataclasses.field(
         default=Path("embeddings.npz"),
         metadata={
-            "help": "The .npz file to write: embeddings [N, D], predictions [N], prototypes [C, D], class_names [C], "
-            "and labels [N] or files [N] where known."
+            "help": "The .npz file to write: embeddings [N, D], predictions [N], prototypes [C, D] (a bias [C] with "
+            "softmax), class_names [C], and labels [N] or files [N] where known."
         },
     )
     split: str = option("test", "Which split of a data set: test or train.")
@@ -263,7 +263,7 @@ def _train_one(
         state, records = training.initial_state(config, dataset, machine), []
     steps_per_epoch = len(dataset.train.labels) // config.batch_size
     if options.resume:
-        before = _accuracy_of_ended(run, config) if name and not state.step else None
+        before = None if state.step else _accuracy_of_ended(run, config)
         if before is not None:
             print(f"{run} has ended")
             return before

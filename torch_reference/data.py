@@ -307,7 +307,8 @@ def _find_published(name: str, data_dir: str | os.PathLike[str] | None) -> Path:
         f"the environment variable {_DIRECTORY_VARIABLE}"
     )
     if missing and given:
-        raise UserError(f"{name} is not at hand: {root} does not hold it: {remedy}")
+        wrong = f"{root} does not hold it" if root.is_dir() else f"there is no folder {root}"
+        raise UserError(f"{name} is not at hand: {wrong}: {remedy}")
     if missing:
         try:
             with contextlib.redirect_stdout(sys.stderr):

@@ -46,7 +46,7 @@ class ArcFaceHead(nn.Module):
         checks.whole(embedding_dim=embedding_dim, num_classes=num_classes, subcenters=subcenters)
         checks.positive(scale=scale)
         if margin is not None and not isinstance(margin, Margin):
-            raise TypeError(f"margin is {margin!r}; give a Margin, such as Margin.arcface(0.5)")
+            raise TypeError(f"margin is {margin!r}; it must be a Margin, such as Margin.arcface(0.5)")
         self.margin = Margin.arcface() if margin is None else margin
         self.scale = scale
         self.prototypes = nn.Parameter(_drawn(embedding_dim, num_classes, subcenters))

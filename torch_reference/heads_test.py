@@ -37,7 +37,7 @@ def test_what_is_not_positive_is_refused(name, value):
 
 
 def test_a_margin_that_is_a_number_is_refused():
-    with pytest.raises(TypeError, match=r"margin is 0\.5; give a Margin, such as Margin\.arcface\(0\.5\)"):
+    with pytest.raises(TypeError, match=r"margin is 0\.5; it must be a Margin, such as Margin\.arcface\(0\.5\)"):
         ArcFaceHead(2, 2, margin=0.5)
 
 

@@ -111,7 +111,14 @@ def read_replicas(out: Path) -> dict[str, TrainConfig]:
         return {}
     names = [path.parent.name for path in out.glob("*/config.json")]
     begun = [(name, read_config(out / name)) for name in names if name.startswith(("seed-", "margin-"))]
-    return dict(sorted(begun, key=lambda run: (run[1].seed, run[1].margin or 0.0)))
+    members = [(name, config) for name, config in begun if name in _names_in_a_set(config)]
+    return dict(sorted(members, key=lambda run: (run[1].seed, run[1].margin or 0.0, run[0])))
+
+
+def _names_in_a_set(config: TrainConfig) -> tuple[str, ...]:
+    """What a run with this configuration may be called there; one with another name has been moved away."""
+    by_margin = () if config.margin is None else (f"margin-{config.margin:g}",)
+    return (f"seed-{config.seed}", *by_margin)
 
 
 def write_metrics(run: Path, records: Sequence[Mapping[str, Any]]) -> None:

@@ -144,7 +144,7 @@ def test_an_accelerator_has_no_floor(monkeypatch):
 
 def test_results_of_programs_tell_what_they_are_of(tmp_path, monkeypatch):
     path = tmp_path / "result.json"
-    monkeypatch.setattr(growth, "measure_point", lambda *_: {"batch_size": 1})
+    monkeypatch.setattr(growth, "measure_point", lambda *_: {})
     monkeypatch.setattr(growth, "draw", lambda *_: None)
     growth.main(["--turns", "2", "--json", str(path), "--figure", str(tmp_path / "figure.png")])
     result = json.loads(path.read_text())

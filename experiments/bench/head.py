@@ -1,11 +1,11 @@
 """The margin softmax loss with its gradients: fused, dense, in PyTorch, sampled, and the products alone.
 
 Every contender computes ArcFace's loss (m = 0.5, s = 64) and its gradients to embeddings [B, D] and prototypes [C, D]
-from the same float32 numbers. "Matrix products in blocks" are those of the fused loss alone, in blocks that fit the
-cache: x w^T twice (it computes it again backwards) and the two gradients, with nothing in between.
+from the same float32 numbers. "Matrix products in blocks" are those of the fused loss alone, in its blocks: x w^T twice
+(it computes it again backwards) and the two gradients, with nothing in between.
 
-Each runs with the C library's memory as it is, where large arrays are cleared by the system each time they are made, or
-with `--keep-freed-memory` as in a training of the command lines, which changes most who makes most.
+Memory is the C library's as it is, where the system clears each large array anew when it is made, or with
+`--keep-freed-memory` as in both command lines: contenders that make large arrays gain by it.
 """
 
 from __future__ import annotations
@@ -190,7 +190,7 @@ def _contender(make: Callable[[argparse.Namespace], Step], program: str = "torch
 
     def made(options: argparse.Namespace) -> Step:
         if options.keep_freed_memory and not importlib.import_module(f"{program}.__main__").keep_freed_memory():
-            raise UserError("--keep-freed-memory needs glibc 2.35, and no GLIBC_TUNABLES and MALLOC_ variables")
+            raise UserError("--keep-freed-memory needs glibc 2.35, and neither GLIBC_TUNABLES nor a MALLOC_ variable")
         return make(options)
 
     return Contender(made, _jax_environment if program == "jax_arcface" else dict)

@@ -21,6 +21,15 @@ def test_contenders_compute_the_same():
         assert value == pytest.approx(dense, rel=1e-4)
 
 
+def test_freed_memory_cannot_be_kept_where_the_user_has_tuned_glibc(monkeypatch):
+    monkeypatch.setenv("GLIBC_TUNABLES", "")
+    kept = argparse.Namespace(**vars(SHAPE) | {"keep_freed_memory": True})
+    assert head.headline(kept) == "head, B = 4, C = 300, D = 8, freed memory kept"
+    for name in ("JAX, fused", "PyTorch, dense"):
+        with pytest.raises(ValueError, match="--keep-freed-memory needs glibc"):
+            head.CONTENDERS[name].make(kept)
+
+
 def test_a_contender_answers_in_lines(capsys, monkeypatch):
     monkeypatch.setenv("ARCFACE_ONEDNN", "0")
     monkeypatch.setenv("ANOTHER", "1")

@@ -7,6 +7,7 @@ over the turns, of a contender's time over that of the reference in the same tur
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import math
 import os
@@ -121,7 +122,8 @@ class _Worker:
     def run(self) -> float:
         assert self.process is not None
         assert self.process.stdin is not None
-        print("go", file=self.process.stdin, flush=True)
+        with contextlib.suppress(BrokenPipeError):  # it has ended: that there is no answer tells
+            print("go", file=self.process.stdin, flush=True)
         return self._answer()["milliseconds"]
 
     def end(self) -> float:

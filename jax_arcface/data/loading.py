@@ -36,9 +36,10 @@ def load(
     - `digits`: the UCI handwritten digits that scikit-learn carries, 8x8x1, with a seeded split. Needs no files.
     - `mnist`, `cifar10`: the published files in their published order, 28x28x1 and 32x32x3. They are read from
       `MNIST/raw/*.gz` or `cifar-10-batches-py/*` (torchvision's layout) in `data_dir`, or where that is not given in
-      the folder that the environment variable `ARCFACE_DATA_DIR` names; every file's checksum is verified. Where the
-      files are not there, a TFDS data set prepared in that folder or in TFDS's own is read, and where there is none
-      TFDS downloads it, into `data_dir` if given. The arrays are the same, bit for bit.
+      the folder that the environment variable `ARCFACE_DATA_DIR` names; every file's checksum is verified. That there
+      is no such folder is a mistake; where it does not hold the files, or none is given, a TFDS data set prepared in
+      that folder or in TFDS's own is read, and where there is none TFDS downloads it, into `data_dir` if given. The
+      arrays are the same, bit for bit.
     - A path (with a separator, or an existing folder that is not called as above): `PATH/train/CLASS/*` and
       `PATH/test/CLASS/*`, or `PATH/CLASS/*` with a seeded split, as *.png, *.jpg or *.jpeg. Images are grey (C = 1)
       where all of them are, and RGB otherwise. Other files, hidden ones and folders inside a class's folder are
