@@ -598,9 +598,12 @@ def test_second_ctrl_c_ends_at_once(tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().err == "jax_arcface: ended at once by Ctrl-C\n"
 
 
-def test_resume_without_a_checkpoint_begins_anew(run_copy, trained, capsys):
+def test_resume_without_a_checkpoint_begins_anew_unless_the_run_has_ended(run_copy, trained, capsys):
     for checkpoint in (run_copy / "checkpoints").iterdir():
         checkpoint.unlink()
+    assert main(["train", "--resume", "--out", str(run_copy)]) == 0
+    assert capsys.readouterr().out.endswith(f"\n{run_copy} has ended\n")
+    (run_copy / "embeddings.npz").unlink()
     assert main(["train", "--resume", "--out", str(run_copy)]) == 0
     assert f"\n{run_copy} has no checkpoint and begins anew\n" in capsys.readouterr().out
     assert_same_weights(run_copy, trained)

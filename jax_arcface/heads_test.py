@@ -68,11 +68,11 @@ def test_logits_and_loss_match_numpy(subcenters, options, psi, scale):
 
 
 def test_the_loss_of_many_classes_holds_no_logits():
-    graphdef, state = nnx.split(nnx.eval_shape(lambda: ArcFaceHead(8, 20_000, rngs=nnx.Rngs(0))))
+    graphdef, state = nnx.split(nnx.eval_shape(lambda: ArcFaceHead(8, 100_000, rngs=nnx.Rngs(0))))
     loss = jax.jit(jax.value_and_grad(lambda state, x, labels: nnx.merge(graphdef, state).loss(x, labels)))
     x, labels = jax.ShapeDtypeStruct((128, 8), jnp.float32), jax.ShapeDtypeStruct((128,), jnp.int32)
     temporary = loss.lower(state, x, labels).compile().memory_analysis().temp_size_in_bytes
-    assert temporary < 5e6  # [B, C] would be 10 million
+    assert temporary < 25e6  # [B, C] would be 51 million
 
 
 def test_initial_prototypes():

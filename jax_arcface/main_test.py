@@ -54,6 +54,7 @@ def test_what_was_compiled_is_kept_for_the_next_start(tmp_path):
         "JAX_ENABLE_COMPILATION_CACHE": "true",
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
+    environment.pop("JAX_COMPILATION_CACHE_DIR", None)
     flags = ["--width", "0.05", "--embedding-dim", "4", "--epochs", "1", "--checkpoint-every", "0"]
     command = [sys.executable, "-m", "jax_arcface", "train", *flags, "--out", str(tmp_path / "run")]
     subprocess.run(command, env=environment, check=True, capture_output=True)

@@ -214,6 +214,9 @@ def test_ctrl_c_ends_after_the_step_and_resume_goes_on(run, tmp_path, capsys, mo
     for checkpoint in (out / "checkpoints").iterdir():
         checkpoint.unlink()
     assert main(["train", "--resume", "--out", str(out), "--device", "cpu"]) == 0
+    assert capsys.readouterr().out.endswith(f"\n{out} has ended\n")
+    (out / "embeddings.npz").unlink()
+    assert main(["train", "--resume", "--out", str(out), "--device", "cpu"]) == 0
     assert f"\n{out} has no checkpoint and begins anew\n" in capsys.readouterr().out
     assert (out / "model.safetensors").read_bytes() == (run / "model.safetensors").read_bytes()
     timed = ("images_per_second", "seconds")
