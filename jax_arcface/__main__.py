@@ -140,7 +140,7 @@ def _parse(options: type, command: str, words: list[str]) -> Any:
         if end.code:
             raise UserError(_one_line(command, complaint.getvalue())) from None
         raise
-    if options is commands.TrainOptions and parsed.resume:
+    if options is commands.TrainOptions and parsed.resume and parsed.out is not None:  # else `train` asks for it
         _check_resumed(parsed.training, default.training)
     return parsed
 

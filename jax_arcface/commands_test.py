@@ -172,6 +172,7 @@ def assert_names(message, *parts):
         ("train --config missing.json", ["missing.json", "No such file"]),
         ("train --config", ["--config needs a value"]),
         ("train --resume", ["--resume needs --out"]),
+        ("train --resume --epochs 3", ["--resume needs --out"]),
         ("train --resume --out missing", ["missing is not a run directory", "config.json"]),
         ("train --resume --out missing --config old.json", ["--config has no effect with --resume"]),
         ("train --replicas 0", ["--replicas is 0", "at least 1"]),

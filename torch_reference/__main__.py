@@ -110,7 +110,7 @@ def _parse(options: type, command: str, words: list[str]) -> Any:
     values = vars(given)
     if defaults is not None:
         config = TrainConfig(**{field.name: values.pop(field.name) for field in dataclasses.fields(TrainConfig)})
-        if values["resume"]:
+        if values["resume"] and values["out"] is not None:  # without, the command complains
             _check_resumed(config, defaults)
         values["training"] = config
     return options(**values)

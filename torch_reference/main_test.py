@@ -320,6 +320,7 @@ TRAIN_MISTAKES = [
     (["--dataset", "nope"], "no data set is called 'nope'"),
     (["--config", "/nonexistent.json"], "/nonexistent.json cannot be read: No such file or directory"),
     (["--resume"], "--resume needs --out, a run directory or a folder of replicas"),
+    (["--resume", "--epochs", "3"], "--resume needs --out, a run directory or a folder of replicas"),
     (["--resume", "--out", "/nonexistent"], "/nonexistent is not a run directory: it has no config.json"),
     (["--replicas", "0"], "--replicas is 0; it must be at least 1"),
     (["--replicas", "2", "--margins", "0.1"], "--margins and --replicas cannot be given together"),
