@@ -46,7 +46,7 @@ class TrainConfig:
     width: float = 1.0
     """Factor on the backbone's numbers of channels."""
     embedding_dim: int = 128
-    """Dimension D of the embeddings; 2 can be drawn as it is."""
+    """Dimension D of the embeddings; 2 can be drawn as it is, but only softmax learns ten classes there."""
     dropout: float = 0.0
     """Share of features dropped before the embedding's fully connected layer, 0 to 1."""
 

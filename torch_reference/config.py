@@ -56,7 +56,10 @@ class TrainConfig:
 
     backbone: str = option("lenet", "Network from images to embeddings: lenet, resnet20, resnet18 or airnet.")
     width: float = option(1.0, "Factor on the backbone's numbers of channels.")
-    embedding_dim: int = option(128, "Dimension D of the embeddings; 2 can be drawn as it is.")
+    embedding_dim: int = option(
+        128,
+        "Dimension D of the embeddings; 2 can be drawn as it is, but only softmax learns ten classes there.",
+    )
     dropout: float = option(0.0, "Share of features dropped before the embedding's fully connected layer, 0 to 1.")
 
     loss: str = option(
