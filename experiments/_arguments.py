@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 
 class UserError(ValueError):
@@ -27,6 +28,14 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message}; see {self.prog.removeprefix('python -m experiments ')} --help")
+
+
+def read_json(file: Path) -> Any:
+    """What a JSON file holds; UserError where it is none."""
+    try:
+        return json.loads(file.read_text())
+    except ValueError as error:
+        raise UserError(f"{file} is no JSON: {error}") from None
 
 
 def check_at_least(low: int, **numbers: int | None) -> None:

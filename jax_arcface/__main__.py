@@ -182,11 +182,11 @@ def _resumed(out: Path) -> TrainConfig:
 
 
 def _check_resumed(given: TrainConfig, run: TrainConfig) -> None:
-    for field in dataclasses.fields(TrainConfig):
-        asked, was = getattr(given, field.name), getattr(run, field.name)
-        if asked != was and field.name != "data_dir":
-            flag = field.name.replace("_", "-")
-            raise UserError(f"--{flag} is {asked}, but the run to resume has {was}: leave it out, or start a new run")
+    if (name := configs.changed_field(given, run)) is not None:
+        asked, was = getattr(given, name), getattr(run, name)
+        raise UserError(
+            f"{configs.flag(name)} is {asked}, but the run to resume has {was}: leave it out, or start a new run"
+        )
 
 
 # Tyro's word for what a flag takes, and ours.

@@ -18,7 +18,7 @@ import numpy as np
 import tyro
 
 from jax_arcface import data, runs, training, weights
-from jax_arcface.config import TrainConfig
+from jax_arcface.config import TrainConfig, changed_field, flag
 from jax_arcface.errors import UserError
 from jax_arcface.evaluation import accuracy, mean_loss, predict
 from jax_arcface.figures import draw_embeddings
@@ -190,24 +190,22 @@ def _check_begun(out: Path, begun: dict[str, TrainConfig], replicas: dict[str, T
     if begun.keys() - replicas.keys():
         raise UserError(_held(out, begun))
     for name, config in begun.items():
-        for field in dataclasses.fields(TrainConfig):
-            was, others = getattr(config, field.name), getattr(replicas[name], field.name)
-            if was != others and field.name != "data_dir":
-                flag = field.name.replace("_", "-")
-                raise UserError(
-                    f"{out / name} was begun with --{flag} {was}, but what is to go on has {others}: move it away, or "
-                    "start anew in another folder"
-                )
+        if (field := changed_field(config, replicas[name])) is not None:
+            was, others = getattr(config, field), getattr(replicas[name], field)
+            raise UserError(
+                f"{out / name} was begun with {flag(field)} {was}, but what is to go on has {others}: move it away, or "
+                "start anew in another folder"
+            )
 
 
 def _held(out: Path, begun: dict[str, TrainConfig]) -> str:
     """What replicas there are, and the flag that asks for them."""
     configs = list(begun.values())
     if next(iter(begun)).startswith("seed"):
-        flag = f"--replicas {max(2, configs[-1].seed - configs[0].seed + 1)}"
+        right = f"--replicas {max(2, configs[-1].seed - configs[0].seed + 1)}"
     else:
-        flag = f"--margins {','.join(str(config.margin) for config in configs)}"
-    return f"--out {out} holds {', '.join(begun)}: give {flag}, or more, to go on with them"
+        right = f"--margins {','.join(str(config.margin) for config in configs)}"
+    return f"--out {out} holds {', '.join(begun)}: give {right}, or more, to go on with them"
 
 
 def _resumes(options: TrainOptions, run: Path) -> bool:

@@ -46,7 +46,7 @@ class TrainConfig:
     width: float = 1.0
     """Factor on the backbone's numbers of channels."""
     embedding_dim: int = 128
-    """Dimension D of the embeddings; 2 can be drawn as it is, but only softmax learns ten classes there."""
+    """Dimension D of the embeddings; 2 can be drawn as it is: softmax learns ten classes there, arcface does not."""
     dropout: float = 0.0
     """Share of features dropped before the embedding's fully connected layer, 0 to 1."""
 
@@ -143,7 +143,7 @@ class TrainConfig:
             ("gradient", ("exact", "straight_through")),
         ):
             if (value := getattr(self, field)) not in known:
-                raise UserError(f"there is no --{_flag(field)} {value!r}: {nearest(value, known)}")
+                raise UserError(f"there is no {flag(field)} {value!r}: {nearest(value, known)}")
         for field, ok, rule in (
             ("image_size", self.image_size is None or self.image_size >= 1, "at least 1 pixel"),
             ("width", self.width > 0, "> 0"),
@@ -175,7 +175,7 @@ class TrainConfig:
             value = getattr(self, field)
             if not ok or (isinstance(value, float) and not math.isfinite(value)):
                 finite = " and finite" if ok else ""
-                raise UserError(f"--{_flag(field)} is {value}; it must be {rule}{finite}")
+                raise UserError(f"{flag(field)} is {value}; it must be {rule}{finite}")
         self._check_effects()
 
     def _check_effects(self) -> None:
@@ -189,7 +189,7 @@ class TrainConfig:
             ("label_smoothing", self.label_smoothing != 0),
         ):
             if given and field not in takes:
-                raise UserError(f"--{_flag(field)} has no effect on --loss {self.loss}")
+                raise UserError(f"{flag(field)} has no effect on --loss {self.loss}")
         if self.beyond_pi == "linear" and (term := self.objective.classifier) and term.loss.margin:
             margin = self.objective.margin()
             if margin is not None and margin.m1 != 1:
@@ -205,8 +205,23 @@ class TrainConfig:
             raise UserError(f"--subcenters {self.subcenters}: {min(flat)} in --loss {self.loss} is defined for 1 only")
 
 
-def _flag(field: str) -> str:
-    return field.replace("_", "-")
+def flag(field: str) -> str:
+    """The flag that sets a field.
+
+    >>> flag("batch_size")
+    '--batch-size'
+    """
+    return "--" + field.replace("_", "-")
+
+
+def changed_field(config: TrainConfig, other: TrainConfig) -> str | None:
+    """The first field in which two configurations differ as trainings, wherever the data lies; None where in none.
+
+    >>> changed_field(TrainConfig(data_dir="here", epochs=3), TrainConfig(data_dir="there"))
+    'epochs'
+    """
+    names = (field.name for field in dataclasses.fields(TrainConfig) if field.name != "data_dir")
+    return next((name for name in names if getattr(config, name) != getattr(other, name)), None)
 
 
 # What each data set's defaults cost and reach is measured in the README.

@@ -51,7 +51,7 @@ NAMES = {
     },
     ".config": {
         "in torch_reference backbones.NAMES": "BACKBONE_NAMES",
-        "what argparse needs, and tyro does not": "flag option",
+        "what argparse needs, and tyro does not": "option",
     },
     ".data": {
         "torch_reference raises UserError, of which it is a kind": "DataError",

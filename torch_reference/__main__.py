@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 
 from torch_reference import commands, runs
 from torch_reference import config as configs
-from torch_reference.config import TrainConfig, flag
+from torch_reference.config import TrainConfig, changed_field, flag
 from torch_reference.errors import UserError, nearest
 from torch_reference.objective import describe
 from torch_reference.training import Diverged
@@ -219,12 +219,9 @@ def _of_run_or_set(out: Path) -> TrainConfig:
 
 
 def _check_resumed(given: TrainConfig, run: TrainConfig) -> None:
-    for field in dataclasses.fields(TrainConfig):
-        asked, was = getattr(given, field.name), getattr(run, field.name)
-        if asked != was and field.name != "data_dir":
-            raise UserError(
-                f"{flag(field.name)} is {asked}, but the run to resume has {was}: leave it out, or start a new run"
-            )
+    if name := changed_field(given, run):
+        asked, was = getattr(given, name), getattr(run, name)
+        raise UserError(f"{flag(name)} is {asked}, but the run to resume has {was}: leave it out, or start a new run")
 
 
 if __name__ == "__main__":

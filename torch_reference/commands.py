@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from torch_reference import data, runs, training, weights
-from torch_reference.config import TrainConfig, flag, option
+from torch_reference.config import TrainConfig, changed_field, flag, option
 from torch_reference.errors import UserError, nearest
 from torch_reference.evaluation import accuracy, mean_loss, predict
 from torch_reference.figures import draw_embeddings
@@ -221,12 +221,11 @@ def _check_members(out: Path, begun: Mapping[Path, TrainConfig], members: Mappin
     for directory, config in begun.items():
         if directory not in members:
             raise _of_another_set(out, begun)
-        was, asked = (dataclasses.asdict(c) for c in (config, members[directory]))
-        if changed := [name for name in was if was[name] != asked[name] and name != "data_dir"]:
-            name = changed[0]
+        if name := changed_field(config, members[directory]):
+            was, asked = getattr(config, name), getattr(members[directory], name)
             raise UserError(
-                f"{directory} was begun with {flag(name)} {was[name]}, but what is to go on has {asked[name]}: move it "
-                "away, or start anew in another folder"
+                f"{directory} was begun with {flag(name)} {was}, but what is to go on has {asked}: move it away, or "
+                "start anew in another folder"
             )
 
 

@@ -58,7 +58,7 @@ class TrainConfig:
     width: float = option(1.0, "Factor on the backbone's numbers of channels.")
     embedding_dim: int = option(
         128,
-        "Dimension D of the embeddings; 2 can be drawn as it is, but only softmax learns ten classes there.",
+        "Dimension D of the embeddings; 2 can be drawn as it is: softmax learns ten classes there, arcface does not.",
     )
     dropout: float = option(0.0, "Share of features dropped before the embedding's fully connected layer, 0 to 1.")
 
@@ -212,6 +212,17 @@ def flag(field: str) -> str:
     '--batch-size'
     """
     return f"--{field.replace('_', '-')}"
+
+
+def changed_field(config: TrainConfig, other: TrainConfig) -> str | None:
+    """What makes one training another than the other: the first such field, of which `data_dir` is none; None if none.
+
+    >>> changed_field(TrainConfig(seed=1), TrainConfig(seed=2, data_dir="elsewhere"))
+    'seed'
+    """
+    before, after = dataclasses.asdict(config), dataclasses.asdict(other)
+    changed = [name for name in before if before[name] != after[name] and name != "data_dir"]
+    return changed[0] if changed else None
 
 
 # What each data set's defaults cost and reach is measured in the README.

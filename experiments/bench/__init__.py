@@ -22,7 +22,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from experiments._arguments import Parser, UserError, check_at_least, check_can_be_written
+from experiments._arguments import Parser, UserError, check_at_least, check_can_be_written, read_json
 from experiments._machine import machine, versions
 from experiments.bench.floor import CONTENDERS as MACHINE
 from experiments.bench.floor import Work, described, least_time
@@ -160,10 +160,7 @@ def _runs(folder: Path) -> list[dict[str, Any]]:
     """The results in a folder that are of contenders in turns; tells which files are none."""
     runs = []
     for file in sorted(folder.glob("*.json")):
-        try:
-            result = json.loads(file.read_text())
-        except ValueError as error:
-            raise UserError(f"{file} is no JSON: {error}") from None
+        result = read_json(file)
         if "reference" in result:
             runs.append(result)
         else:

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments._arguments import Parser, UserError, check_at_least, check_can_be_written
+from experiments._arguments import Parser, UserError, check_at_least, check_can_be_written, read_json
 from experiments.bench import RESULTS, circumstances, run_named
 
 CONTENDERS = ("JAX, fused", "JAX, dense", "PyTorch, dense")
@@ -54,10 +54,7 @@ def main(words: list[str]) -> None:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    try:
-        result = json.loads(path.read_text())
-    except ValueError as error:
-        raise UserError(f"{path} is no JSON: {error}") from None
+    result = read_json(path)
     if not isinstance(result, dict) or not result.get("points"):
         raise UserError(f"{path} holds no measurements of this benchmark")
     return result
