@@ -20,8 +20,10 @@ import numpy as np
 
 from experiments._arguments import Parser, UserError, check_at_least
 from experiments._machine import machine
-from jax_arcface import config, runs
 from jax_arcface.__main__ import main as jax_arcface
+from jax_arcface.cli import runs
+from jax_arcface.files import atomic_write
+from jax_arcface.training import config
 
 # ArcFace's table 2, then what its table 4 and later papers compare.
 LOSSES = (
@@ -72,7 +74,7 @@ def main(words: list[str]) -> int:
     rows.sort(key=lambda row: LOSSES.index(row["loss"]) if row["loss"] in LOSSES else len(LOSSES))
     text = markdown(rows)
     print(text)
-    with runs.written_whole(options.folder / "losses.md") as file:
+    with atomic_write(options.folder / "losses.md") as file:
         file.write_text(text)
     runs.write_json(options.folder / "losses.json", {"machine": machine(), "rows": rows})
     return 0

@@ -9,8 +9,8 @@ import pytest
 from experiments.__main__ import main
 from experiments.compare_losses import LOSSES, angles
 from jax_arcface.__main__ import main as jax_arcface
-from jax_arcface.progress import Progress
-from jax_arcface.runs import read_config
+from jax_arcface.cli.progress import Progress
+from jax_arcface.cli.runs import read_config
 
 LITTLE = ["--width", "0.05", "--embedding-dim", "4"]
 

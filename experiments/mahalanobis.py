@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 
 from experiments._arguments import Parser, UserError, check_at_least
-from jax_arcface import commands, data, runs
+from jax_arcface import data
+from jax_arcface.cli import commands, runs
 
 
 def main(words: list[str]) -> None:

@@ -24,9 +24,10 @@ from torch import Tensor
 
 from experiments._arguments import Parser, check_can_be_written
 from experiments._machine import machine, versions
-from torch_reference import Margin, data, margin_softmax_loss, sampling
-from torch_reference.backbones import make_backbone
+from torch_reference import Margin, data, margin_softmax_loss
+from torch_reference.data import sampling
 from torch_reference.evaluation import accuracy
+from torch_reference.models.backbones import make_backbone
 
 MARGIN, SCALE, DIMENSION, BATCH = 0.5, 32.0, 128, 128
 PEAK, MOMENTUM, DECAY = 0.1, 0.9, 5e-4  # of Nesterov's SGD; the rate falls linearly

@@ -19,12 +19,12 @@ import jaxlib
 import platformdirs
 import tyro
 
-from jax_arcface import commands, runs
-from jax_arcface import config as configs
-from jax_arcface.config import TrainConfig
+from jax_arcface.cli import commands, runs
 from jax_arcface.errors import UserError, nearest
-from jax_arcface.objective import describe
-from jax_arcface.training import Diverged
+from jax_arcface.losses.registry import describe
+from jax_arcface.training import config as configs
+from jax_arcface.training.config import TrainConfig
+from jax_arcface.training.fit import Diverged
 
 # Less time on a CPU (docs/performance.md): XLA's own convolutions, and threads of oneDNN that do not keep a core busy
 # while they wait. XLA refuses to start with a flag that it does not know, so that is for the versions known to know it.

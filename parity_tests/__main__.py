@@ -11,12 +11,12 @@ from typing import NoReturn
 import torch
 
 from jax_arcface.errors import UserError, nearest
-from jax_arcface.training import Diverged as JaxDiverged
+from jax_arcface.training.fit import Diverged as JaxDiverged
 from parity_tests import planted
 from parity_tests.cases import PAIRS, Case, Result, Unavailable, all_cases
 from parity_tests.report import describe_bound, make_folder, markdown, summary, write_json
 from torch_reference.errors import UserError as TorchUserError
-from torch_reference.training import Diverged as TorchDiverged
+from torch_reference.training.fit import Diverged as TorchDiverged
 
 _PARITY = Path("runs/parity")
 

@@ -1,8 +1,8 @@
 import pytest
 
-from jax_arcface import backbones as jax_backbones
+from jax_arcface.models import backbones as jax_backbones
 from parity_tests.cases.backbones import CASES, SHAPES
-from torch_reference import backbones as torch_backbones
+from torch_reference.models import backbones as torch_backbones
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)

@@ -2,9 +2,9 @@ import dataclasses
 
 import pytest
 
-from jax_arcface import config as jax_config
+from jax_arcface.training import config as jax_config
 from parity_tests.cases.objective import words
-from torch_reference import config as torch_config
+from torch_reference.training import config as torch_config
 
 BOTH = (jax_config, torch_config)
 

@@ -13,15 +13,15 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 
-from jax_arcface import config as jax_config
 from jax_arcface import data as jax_data
-from jax_arcface import training as jax_training
-from jax_arcface import weights as jax_weights
+from jax_arcface.models import weights as jax_weights
+from jax_arcface.training import config as jax_config
+from jax_arcface.training import fit as jax_training
 from parity_tests.cases import Unavailable
-from torch_reference import config as torch_config
 from torch_reference import data as torch_data
-from torch_reference import training as torch_training
-from torch_reference import weights as torch_weights
+from torch_reference.models import weights as torch_weights
+from torch_reference.training import config as torch_config
+from torch_reference.training import fit as torch_training
 
 Datasets = tuple[jax_data.Dataset, torch_data.Dataset]
 
@@ -113,7 +113,7 @@ def _jax_steps(config: jax_config.TrainConfig, dataset: jax_data.Dataset, steps:
         with jax.enable_x64(dtype == "float64"):
             batch = {name: array[number] for name, array in batches.items()}
             state, metrics = step_function(state, data, batch, config.margin_value)
-            weights = jax_weights.to_neutral(jax_training.model_state(state))
+            weights = jax_weights.to_pytorch(jax_training.model_state(state))
             if metrics.loss.dtype != dtype:
                 raise AssertionError(f"the step's loss is {metrics.loss.dtype}, not {dtype}")
         yield step, float(metrics.loss), weights

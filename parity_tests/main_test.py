@@ -3,13 +3,13 @@ import json
 import numpy as np
 import pytest
 
-from jax_arcface import training as jax_training
+from jax_arcface.training import fit as jax_training
 from parity_tests import __main__ as program
 from parity_tests import lockstep, planted
 from parity_tests.cases import PAIRS, Case, Unavailable, all_cases
 from parity_tests.compare import difference
 from parity_tests.lockstep import Moment
-from torch_reference import training as torch_training
+from torch_reference.training import fit as torch_training
 
 
 def unavailable():

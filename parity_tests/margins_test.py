@@ -2,9 +2,9 @@ import typing
 
 import pytest
 
-from jax_arcface import margins as jax_margins
+from jax_arcface.losses import margins as jax_margins
 from parity_tests.cases.margins import CASES
-from torch_reference import margins as torch_margins
+from torch_reference.losses import margins as torch_margins
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)

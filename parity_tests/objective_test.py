@@ -4,12 +4,12 @@ import dataclasses
 
 import pytest
 
-from jax_arcface import objective as jax_objective
 from jax_arcface.errors import UserError as JaxUserError
+from jax_arcface.losses import registry as jax_objective
 from parity_tests.cases.objective import CASES, changed_words, example, torch_steps, words
 from parity_tests.compare import differences, torch_side
-from torch_reference import objective as torch_objective
 from torch_reference.errors import UserError as TorchUserError
+from torch_reference.losses import registry as torch_objective
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)

@@ -5,9 +5,9 @@ import shutil
 import numpy as np
 import pytest
 
-from jax_arcface import runs as jax_runs
+from jax_arcface.cli import runs as jax_runs
 from parity_tests.cases.evaluation import runs
-from torch_reference import runs as torch_runs
+from torch_reference.cli import runs as torch_runs
 
 BOTH = (jax_runs, torch_runs)
 

@@ -3,9 +3,9 @@ import dataclasses
 import numpy as np
 import pytest
 
-from jax_arcface import sampling as jax_sampling
+from jax_arcface.data import sampling as jax_sampling
 from parity_tests.cases.sampling import CASES
-from torch_reference import sampling as torch_sampling
+from torch_reference.data import sampling as torch_sampling
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)

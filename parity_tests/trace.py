@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from jax_arcface.config import from_dict
 from jax_arcface.errors import UserError
-from jax_arcface.training import check_fit
+from jax_arcface.training.config import from_dict
+from jax_arcface.training.fit import check_fit
 from parity_tests import lockstep
 from parity_tests.cases.trajectories import weights_apart
 from parity_tests.report import make_folder

@@ -1,8 +1,8 @@
 import pytest
 
-from jax_arcface import config as jax_config
+from jax_arcface.training import config as jax_config
 from parity_tests.cases.training import CASES
-from torch_reference import config as torch_config
+from torch_reference.training import config as torch_config
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)

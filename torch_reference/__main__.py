@@ -15,12 +15,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from torch_reference import commands, runs
-from torch_reference import config as configs
-from torch_reference.config import TrainConfig, changed_field, flag
+from torch_reference.cli import commands, runs
 from torch_reference.errors import UserError, nearest
-from torch_reference.objective import describe
-from torch_reference.training import Diverged
+from torch_reference.losses.registry import describe
+from torch_reference.training import config as configs
+from torch_reference.training.config import TrainConfig, changed_field, flag
+from torch_reference.training.fit import Diverged
 
 _COMMANDS: dict[str, tuple[type, Callable[[Any], None]]] = {
     "train": (commands.TrainOptions, commands.train),

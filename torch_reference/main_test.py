@@ -14,10 +14,12 @@ import pytest
 import safetensors.numpy
 import torch
 
-from torch_reference import Margin, commands, config, runs
+from torch_reference import Margin
 from torch_reference.__main__ import main
-from torch_reference.config import TrainConfig
-from torch_reference.objective import LOSSES
+from torch_reference.cli import commands, runs
+from torch_reference.losses.registry import LOSSES
+from torch_reference.training import config
+from torch_reference.training.config import TrainConfig
 
 SMALL = ["--width", "0.1", "--embedding-dim", "8", "--batch-size", "200", "--warmup-epochs", "0", "--device", "cpu"]
 

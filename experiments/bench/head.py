@@ -54,8 +54,8 @@ def _products(options: argparse.Namespace) -> Step:
     import jax
     import jax.numpy as jnp
 
-    from jax_arcface.fused import default_block_size
-    from jax_arcface.products import product
+    from jax_arcface.cpu.products import product
+    from jax_arcface.losses.fused import default_block_size
 
     x, w, _ = map(jnp.asarray, inputs(options))
     size = min(options.block_size or default_block_size(x, w), len(w))

@@ -50,8 +50,8 @@ def main(words: list[str]) -> int:
 def _first_step(dataset: str) -> None:
     from jax_arcface import data
     from jax_arcface.__main__ import set_up
-    from jax_arcface.config import recipe
-    from jax_arcface.training import fit
+    from jax_arcface.training.config import recipe
+    from jax_arcface.training.fit import fit
 
     set_up()
     fit([recipe(dataset)], data.load(dataset), stop=lambda: True)

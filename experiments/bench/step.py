@@ -17,7 +17,7 @@ from experiments._arguments import Parser
 from experiments.bench.floor import Work
 from experiments.bench.turns import Contender, Step
 from jax_arcface.__main__ import cpu_environment, keep_freed_memory
-from jax_arcface.config import BACKBONE_NAMES, PRECISIONS
+from jax_arcface.training.config import BACKBONE_NAMES, PRECISIONS
 
 REFERENCE = "PyTorch, channels last"
 SHAPES = {"digits": (8, 8, 1), "mnist": (28, 28, 1), "cifar10": (32, 32, 3)}
@@ -46,9 +46,9 @@ def jax_step(options: argparse.Namespace, replicas: int = 1) -> Step:
     """`options.steps` steps of `jax_arcface`, with one state or several as one vmapped program."""
     import jax
 
-    from jax_arcface import training
-    from jax_arcface.config import recipe
     from jax_arcface.data import Dataset, Split
+    from jax_arcface.training import fit as training
+    from jax_arcface.training.config import recipe
 
     keep_freed_memory()
     images, labels = _noise(options)
@@ -77,10 +77,10 @@ def torch_step(options: argparse.Namespace, channels_last: bool = False, compile
     """`options.steps` steps of `torch_reference`."""
     import torch
 
-    from torch_reference import training
     from torch_reference.__main__ import keep_freed_memory
-    from torch_reference.config import recipe
     from torch_reference.data import Dataset, Split
+    from torch_reference.training import fit as training
+    from torch_reference.training.config import recipe
 
     keep_freed_memory()
     images, labels = _noise(options)

@@ -6,7 +6,7 @@ import dataclasses
 
 import numpy as np
 
-from jax_arcface.sampling import generator
+from jax_arcface.philox import generator
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -8,9 +8,9 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
-from jax_arcface.fused import chosen_loss, has_many_cosines, nearest_class
-from jax_arcface.losses import checked_labels, cosines, linear_logits, normalize
-from jax_arcface.margins import Margin
+from jax_arcface.losses.fused import chosen_loss, has_many_cosines, nearest_class
+from jax_arcface.losses.margins import Margin
+from jax_arcface.losses.softmax import checked_labels, cosines, linear_logits, normalize
 
 
 def predict(

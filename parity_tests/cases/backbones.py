@@ -18,13 +18,13 @@ import numpy as np
 import torch
 from flax import nnx
 
-from jax_arcface import backbones as jax_backbones
-from jax_arcface import layers as jax_layers
-from jax_arcface import weights as jax_weights
+from jax_arcface.models import backbones as jax_backbones
+from jax_arcface.models import layers as jax_layers
+from jax_arcface.models import weights as jax_weights
 from parity_tests.cases import Case, bound_of, renamed
 from parity_tests.compare import Difference, compare, difference, differences
-from torch_reference import backbones as torch_backbones
-from torch_reference import weights as torch_weights
+from torch_reference.models import backbones as torch_backbones
+from torch_reference.models import weights as torch_weights
 
 # Not square and of odd sides where that is allowed, so that a swapped axis or a shifted stride shows.
 SHAPES: dict[str, tuple[tuple[int, int, int], float]] = {
@@ -44,7 +44,7 @@ VANISHING = ("embedding.bn1.bias",)
 
 
 def shared_weights(name: str) -> dict[str, np.ndarray]:
-    """Weights for a backbone under neutral names, float64, none of them at its initial value."""
+    """Weights for a backbone under PyTorch names, float64, none of them at its initial value."""
     shape, width = SHAPES[name]
     model = torch_backbones.make_backbone(name, shape, DIM, width, DROPOUT)
     rng = np.random.default_rng(5)
@@ -75,7 +75,7 @@ def jax_backbone(name: str, dtype: str, dropout: float) -> dict[str, dict[str, A
         model = nnx.eval_shape(lambda: jax_backbones.BACKBONES[name](shape, DIM, width, dropout, rngs=nnx.Rngs(0)))
         graphdef, abstract = nnx.split(model)
         values = {key: value.astype(dtype) for key, value in shared_weights(name).items()}
-        params, stats = nnx.split_state(jax_weights.from_neutral(abstract, values), nnx.Param, ...)
+        params, stats = nnx.split_state(jax_weights.from_pytorch(abstract, values), nnx.Param, ...)
 
         def total(params, stats, images):
             model = nnx.merge(graphdef, params, stats, copy=True)
@@ -91,8 +91,8 @@ def jax_backbone(name: str, dtype: str, dropout: float) -> dict[str, dict[str, A
         evaluated, embeddings, gradients, after = both(params, stats, images.astype(dtype))
         return {
             "embeddings": {"evaluation": np.asarray(evaluated), "training": np.asarray(embeddings)},
-            "gradients": jax_weights.to_neutral(gradients),
-            "statistics": jax_weights.to_neutral(after),
+            "gradients": jax_weights.to_pytorch(gradients),
+            "statistics": jax_weights.to_pytorch(after),
         }
 
 

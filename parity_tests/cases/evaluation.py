@@ -12,19 +12,19 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jax_arcface import commands as jax_commands
-from jax_arcface import config as jax_config
 from jax_arcface import data as jax_data
 from jax_arcface import evaluation as jax_evaluation
-from jax_arcface.margins import Margin as JaxMargin
+from jax_arcface.cli import commands as jax_commands
+from jax_arcface.losses.margins import Margin as JaxMargin
+from jax_arcface.training import config as jax_config
 from parity_tests.cases import Case
 from parity_tests.cases.losses import batch
 from parity_tests.compare import Difference, difference
-from torch_reference import commands as torch_commands
-from torch_reference import config as torch_config
 from torch_reference import data as torch_data
 from torch_reference import evaluation as torch_evaluation
-from torch_reference.margins import Margin as TorchMargin
+from torch_reference.cli import commands as torch_commands
+from torch_reference.losses.margins import Margin as TorchMargin
+from torch_reference.training import config as torch_config
 
 _SMALL: dict[str, Any] = {"width": 0.25, "embedding_dim": 16, "warmup_epochs": 0.5}
 FIELDS: dict[str, dict[str, Any]] = {

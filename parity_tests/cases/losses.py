@@ -13,11 +13,11 @@ import torch
 
 import jax_arcface
 import torch_reference
-from jax_arcface import pairs as jax_pairs
+from jax_arcface.losses import pairs as jax_pairs
 from parity_tests.cases import Case, Unavailable, bound_of, renamed
 from parity_tests.cases.margins import GRADIENTS, POLICIES, presets
 from parity_tests.compare import Difference, compare, difference, differences, direction, jax_side, torch_side
-from torch_reference import pairs as torch_pairs
+from torch_reference.losses import pairs as torch_pairs
 
 SCALE = 16.0
 CLASSES, DIM = 5, 7

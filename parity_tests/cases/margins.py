@@ -13,10 +13,10 @@ import mpmath
 import numpy as np
 import torch
 
-from jax_arcface import margins as jax_margins
+from jax_arcface.losses import margins as jax_margins
 from parity_tests.cases import Case, bound_of, renamed
 from parity_tests.compare import Difference, compare, difference
-from torch_reference import margins as torch_margins
+from torch_reference.losses import margins as torch_margins
 
 POLICIES = torch_margins.BEYOND_PI
 GRADIENTS = torch_margins.GRADIENTS

@@ -10,13 +10,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jax_arcface import objective as jax_objective
-from jax_arcface.margins import Margin as JaxMargin
+from jax_arcface.losses import registry as jax_objective
+from jax_arcface.losses.margins import Margin as JaxMargin
 from parity_tests.cases import Case, bound_of
 from parity_tests.cases.losses import CLASSES, DIM, SCALE, batch
 from parity_tests.compare import Difference, compare
-from torch_reference import objective as torch_objective
-from torch_reference.margins import Margin as TorchMargin
+from torch_reference.losses import registry as torch_objective
+from torch_reference.losses.margins import Margin as TorchMargin
 
 # the second is late, so that a lambda that is annealed has come to its last value
 STEPS = (1, 10_000)

@@ -11,10 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 
-from jax_arcface import sampling as jax_sampling
+from jax_arcface.data import sampling as jax_sampling
 from parity_tests.cases import Case, bound_of
 from parity_tests.compare import Difference, difference
-from torch_reference import sampling as torch_sampling
+from torch_reference.data import sampling as torch_sampling
 
 # The two programs' names for what is drawn.
 DRAWN = {"affine": "matrix", "shift": "window", "flip": "flipped", "cutout": "hole"}

@@ -13,12 +13,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from jax_arcface import config as jax_config
-from jax_arcface import training as jax_training
+from jax_arcface.training import config as jax_config
+from jax_arcface.training import fit as jax_training
 from parity_tests.cases import Case
 from parity_tests.compare import Difference, difference, differences
-from torch_reference import config as torch_config
-from torch_reference import training as torch_training
+from torch_reference.training import config as torch_config
+from torch_reference.training import fit as torch_training
 
 STEPS = 100
 _LOSSES = ("norm_softmax", "sphereface", "cosface", "arcface")

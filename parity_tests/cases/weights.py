@@ -6,16 +6,16 @@ import functools
 from collections.abc import Iterator
 from typing import Any
 
-from jax_arcface import config as jax_config
 from jax_arcface import data as jax_data
-from jax_arcface import training as jax_training
+from jax_arcface.training import config as jax_config
+from jax_arcface.training import fit as jax_training
 from parity_tests.cases import Case
 from parity_tests.compare import Difference, differences
-from torch_reference import backbones as torch_backbones
-from torch_reference import config as torch_config
 from torch_reference import data as torch_data
-from torch_reference import training as torch_training
-from torch_reference import weights as torch_weights
+from torch_reference.models import backbones as torch_backbones
+from torch_reference.models import weights as torch_weights
+from torch_reference.training import config as torch_config
+from torch_reference.training import fit as torch_training
 
 
 def _initial(fields: dict[str, Any]) -> Iterator[Difference]:

@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from torch_reference.losses import checked_labels, cosines, linear_logits, margin_softmax_loss, normalize
-from torch_reference.margins import Margin
+from torch_reference.losses.margins import Margin
+from torch_reference.losses.softmax import checked_labels, cosines, linear_logits, margin_softmax_loss, normalize
 
 Array = Tensor | np.ndarray
 

@@ -1,0 +1,285 @@
+"""oneDNN's convolutions against XLA's in float64, and that XLA's are taken where oneDNN's cannot be."""
+
+import ctypes
+import functools
+import importlib.metadata
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jax_arcface.cpu import convolution, onednn
+from jax_arcface.cpu.convolution import NHWC, convolve
+
+# height, width, inputs, outputs, kernel's height and width, strides, padding
+SHAPES = [
+    (9, 8, 3, 16, 3, 3, (1, 1), ((1, 1), (1, 1))),
+    (9, 9, 16, 32, 3, 3, (2, 2), ((1, 1), (1, 1))),
+    (8, 8, 5, 7, 1, 1, (2, 2), ((0, 0), (0, 0))),
+    (6, 7, 1, 4, 5, 3, (1, 2), ((2, 0), (1, 2))),
+    (7, 7, 3, 24, 2, 2, (1, 1), ((0, 0), (0, 0))),
+    (7, 6, 2, 4, 3, 3, (2, 2), ((1, 1), (0, 1))),
+]
+
+
+@pytest.fixture
+def library():
+    """Skips where the wheel has no library for this machine."""
+    if onednn._library() is None:
+        pytest.skip("oneDNN is not installed")
+
+
+def arrays(shape, dtype="float64", batch=4):
+    height, width, inputs, outputs, down, across, strides, padding = shape
+    rng = np.random.default_rng(0)
+    images = rng.normal(size=(batch, height, width, inputs)).astype(dtype)
+    kernel = rng.normal(size=(down, across, inputs, outputs)).astype(dtype)
+    return images, kernel, functools.partial(convolve, strides=strides, padding=padding)
+
+
+def products(of, images, kernel):
+    """The result, and the gradients of a sum in which each of its numbers counts differently."""
+    result, back = jax.vjp(of, images, kernel)
+    weights = jnp.cos(jnp.arange(result.size, dtype=float)).reshape(result.shape)
+    return [np.float64(array) for array in (result, *back(weights.astype(result.dtype)))]
+
+
+def is_onednn(of, *inputs):
+    return "jax_arcface.onednn" in jax.jit(of).lower(*inputs).as_text()
+
+
+@pytest.mark.usefixtures("library")
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-6), ("bfloat16", 1e-2)])
+def test_result_and_gradients_are_those_of_float64(shape, dtype, tolerance):
+    images, kernel, of = arrays(shape)
+    images, kernel = (np.float64(jnp.asarray(array, dtype)) for array in (images, kernel))  # what is rounded already
+    found = products(jax.jit(of), jnp.asarray(images, dtype), jnp.asarray(kernel, dtype))
+    assert is_onednn(of, jnp.asarray(images, dtype), jnp.asarray(kernel, dtype))
+    with jax.enable_x64(True):
+        assert not is_onednn(of, images, kernel)
+        expected = products(of, images, kernel)
+    for one, other in zip(found, expected, strict=True):
+        assert np.abs(one - other).max() <= tolerance * np.abs(other).max()
+
+
+@pytest.mark.usefixtures("library")
+@pytest.mark.parametrize("shape", SHAPES[:4])
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-6), ("bfloat16", 1e-2)])
+def test_a_bias_is_added_and_has_its_gradient(shape, dtype, tolerance):
+    images, kernel, of = arrays(shape)
+    images, kernel = (np.float64(jnp.asarray(array, dtype)) for array in (images, kernel))
+    bias = np.linspace(-1, 2, kernel.shape[-1])
+    biased = jax.jit(lambda x, k, b: of(x, k, bias=b))
+
+    def all_of(dtype):
+        result, back = jax.vjp(biased, jnp.asarray(images, dtype), jnp.asarray(kernel, dtype), jnp.float32(bias))
+        weights = jnp.cos(jnp.arange(result.size, dtype=float)).reshape(result.shape)
+        return [np.float64(array) for array in (result, *back(weights.astype(result.dtype)))]
+
+    found = all_of(dtype)
+    assert is_onednn(biased, jnp.asarray(images, dtype), jnp.asarray(kernel, dtype), bias)
+    with jax.enable_x64(True):
+        expected = products(of, images, kernel)
+    weights = np.cos(np.arange(expected[0].size)).reshape(expected[0].shape)
+    weights = np.float64(jnp.asarray(weights, dtype))
+    expected = [expected[0] + np.float32(bias), *expected[1:], weights.sum(axis=(0, 1, 2))]
+    for one, other in zip(found, expected, strict=True):
+        assert np.abs(one - other).max() <= tolerance * np.abs(other).max()
+
+
+@pytest.mark.usefixtures("library")
+def test_gradients_of_gradients_with_a_bias():
+    images, kernel, of = arrays(SHAPES[1], "float32", batch=2)
+    bias = np.linspace(-1, 2, 32, dtype=np.float32)
+
+    def penalty(conv, *inputs):
+        gradients = jax.grad(lambda *inputs: jnp.sum(jnp.sin(conv(*inputs))), (0, 1, 2))(*inputs)
+        return sum(jnp.sum(jnp.sin(gradient)) for gradient in gradients)
+
+    def plain(x, k, b):
+        return jax.lax.conv_general_dilated(x, k, (2, 2), ((1, 1), (1, 1)), dimension_numbers=NHWC) + b
+
+    def onednn_conv(x, k, b):
+        return of(x, k, bias=b)
+
+    found, expected = (jax.jit(jax.grad(functools.partial(penalty, f), (0, 1, 2))) for f in (onednn_conv, plain))
+    for one, other in zip(found(images, kernel, bias), expected(images, kernel, bias), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-4 * np.abs(other).max())
+
+
+@pytest.mark.usefixtures("library")
+def test_gradients_of_gradients():
+    images, kernel, of = arrays(SHAPES[1], "float32", batch=2)
+    xla = functools.partial(
+        jax.lax.conv_general_dilated, window_strides=(2, 2), padding=((1, 1), (1, 1)), dimension_numbers=NHWC
+    )
+
+    def penalty(conv, images, kernel):
+        by_images, by_kernel = jax.grad(lambda x, k: jnp.sum(conv(x, k) ** 3), (0, 1))(images, kernel)
+        return jnp.sum(by_images**2) + jnp.sum(jnp.sin(by_kernel))
+
+    found, expected = (jax.jit(jax.grad(functools.partial(penalty, conv), (0, 1))) for conv in (of, xla))
+    for one, other in zip(found(images, kernel), expected(images, kernel), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-4 * np.abs(other).max())
+
+
+@pytest.mark.usefixtures("library")
+def test_vmap_over_images_and_kernels():
+    images, kernel, of = arrays(SHAPES[0], "float32", batch=6)
+    images, kernels = images.reshape(3, 2, *images.shape[1:]), np.stack([kernel, 2 * kernel, -kernel])
+    both = jax.vmap(of)(images, kernels)
+    np.testing.assert_allclose(both, np.stack([of(*pair) for pair in zip(images, kernels, strict=True)]), rtol=1e-6)
+    np.testing.assert_allclose(jax.vmap(of, (0, None))(images, kernel)[1], of(images[1], kernel), rtol=1e-6)
+
+
+@pytest.mark.usefixtures("library")
+def test_many_at_once_do_not_disturb_each_other():
+    """Layers of one shape share oneDNN's program, and XLA may call it from several threads."""
+    images, kernel, of = arrays((16, 16, 8, 8, 3, 3, (1, 1), ((1, 1), (1, 1))), "float32", batch=16)
+
+    @jax.jit
+    def all_of(images):
+        return [of(images * 2.0**n, kernel) for n in range(8)]
+
+    once = np.asarray(of(images, kernel))
+    for _ in range(5):
+        for n, result in enumerate(all_of(images)):
+            np.testing.assert_array_equal(result, once * 2.0**n)
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float16"])
+def test_what_onednn_does_not_do_is_left_to_xla(dtype):
+    with jax.enable_x64(dtype == "float64"):
+        images, kernel, of = arrays(SHAPES[0], dtype)
+        assert not is_onednn(of, images, kernel)
+        expected = jax.lax.conv_general_dilated(images, kernel, (1, 1), ((1, 1), (1, 1)), dimension_numbers=NHWC)
+        np.testing.assert_array_equal(np.float64(of(images, kernel)), np.float64(expected))
+
+
+def test_images_and_kernel_of_two_dtypes_are_refused():
+    images, kernel, of = arrays(SHAPES[0], "float32")
+    with pytest.raises(TypeError, match="dtype"):
+        of(images, jnp.asarray(kernel, jnp.bfloat16))
+
+
+def test_an_image_that_is_no_batch_is_refused():
+    images, kernel, of = arrays(SHAPES[0], "float32")
+    with pytest.raises(TypeError, match="ndim to be equal"):
+        of(images[0], kernel)
+
+
+def missing(name):
+    raise importlib.metadata.PackageNotFoundError(name)
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "replacement"),
+    [(importlib.metadata, "files", missing), (ctypes, "CDLL", lambda path: object())],
+    ids=["no library", "a library without its functions"],
+)
+def test_without_the_library_xla_convolves(owner, name, replacement, monkeypatch):
+    images, kernel, of = arrays(SHAPES[0], "float32")
+    monkeypatch.setattr(owner, name, replacement)
+    monkeypatch.setattr(onednn, "_library", functools.cache(onednn._library.__wrapped__))
+    assert onednn._library() is None
+    assert not is_onednn(of, images, kernel)
+    assert of(images, kernel).shape == (4, 9, 8, 16)
+
+
+@pytest.mark.usefixtures("library")
+def test_of_several_devices_xla_convolves(monkeypatch):
+    images, kernel, of = arrays(SHAPES[0], "float32")
+    monkeypatch.setattr(jax, "device_count", lambda: 2)
+    assert not is_onednn(of, images, kernel)
+
+
+@pytest.mark.usefixtures("library")
+def test_a_convolution_that_onednn_refuses_is_left_to_xla_and_not_tried_again(monkeypatch):
+    tried = []
+
+    def refuse(operation):
+        tried.append(operation)
+        raise onednn._Refused("oneDNN's dnnl_primitive_create returned status 3")
+
+    monkeypatch.setattr(onednn, "_programs", refuse)
+    images, kernel, of = arrays((11, 9, 3, 6, 3, 3, (1, 1), ((1, 1), (1, 1))), "float32")
+    assert not is_onednn(of, images, kernel)
+    assert not is_onednn(lambda *inputs: of(*inputs), images, kernel)  # traced anew
+    assert len(tried) == 1
+
+
+@pytest.mark.usefixtures("library")
+def test_threads_may_meet_a_new_convolution_together(monkeypatch):
+    programs = onednn._programs
+
+    def slow_programs(operation):
+        time.sleep(0.05)
+        return programs(operation)
+
+    monkeypatch.setattr(onednn, "_programs", slow_programs)
+    images, kernel, of = arrays((13, 9, 3, 6, 3, 3, (1, 1), ((0, 0), (0, 0))), "float32")
+    described = convolution._described(images, kernel, **of.keywords, bias=False)
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(onednn.supports, [described] * 4))
+
+
+@pytest.mark.parametrize(
+    ("height", "error", "message"),
+    [
+        (12, onednn._Refused("oneDNN's dnnl_primitive_execute returned status 5"), "execute returned status 5"),
+        (14, KeyboardInterrupt(), "KeyboardInterrupt"),  # Ctrl-C
+    ],
+)
+@pytest.mark.usefixtures("library")
+def test_a_failure_while_it_runs_is_an_error_of_jax(height, error, message, monkeypatch):
+    def fail(*addresses):
+        raise error
+
+    monkeypatch.setattr(onednn, "_programs", lambda operation: {"forward": fail})
+    images, kernel, of = arrays((height, 9, 3, 6, 3, 3, (1, 1), ((1, 1), (1, 1))), "float32")
+    with pytest.raises(jax.errors.JaxRuntimeError, match=message):
+        jax.block_until_ready(jax.jit(of)(images, kernel))
+
+
+UNFINISHED = """
+import jax, jax.numpy as jnp
+from jax_arcface.convolution import convolve
+
+@jax.jit
+def net(images, kernel):
+    for _ in range(10):
+        images = convolve(images, kernel, (1, 1), ((1, 1), (1, 1)))
+        images = jnp.sort(jnp.tanh(images), axis=-1)
+    return images
+
+inputs = jnp.ones((16, 32, 32, 32)), jnp.ones((3, 3, 32, 32))
+jax.block_until_ready(net(*inputs))
+for _ in range(3):
+    net(*inputs)
+"""
+
+
+@pytest.mark.usefixtures("library")
+def test_a_program_ends_that_has_not_waited_for_its_results():
+    subprocess.run([sys.executable, "-c", UNFINISHED], check=True, timeout=60)
+
+
+@pytest.mark.parametrize(("value", "expected"), [("0", "False"), ("", "True")])
+@pytest.mark.usefixtures("library")
+def test_the_environment_turns_it_off(value, expected):
+    program = "from jax_arcface import onednn; print(onednn._library() is not None)"
+    result = subprocess.run(
+        [sys.executable, "-c", program], env={"ARCFACE_ONEDNN": value}, capture_output=True, text=True, check=True
+    )
+    assert result.stdout.strip() == expected
+
+
+def test_an_empty_batch():
+    images, kernel, of = arrays(SHAPES[0], "float32", batch=0)
+    assert of(images, kernel).shape == (0, 9, 8, 16)

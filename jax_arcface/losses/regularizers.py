@@ -1,0 +1,202 @@
+"""Regularisers: what is added to a classification loss, from the embeddings' centres or from the prototypes alone."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.typing import ArrayLike
+
+from jax_arcface.losses.margins import angles
+from jax_arcface.losses.softmax import (
+    bounded,
+    checked_labels,
+    checked_vectors,
+    cosines,
+    normalize,
+    one_or_nan,
+    saturated,
+    squared_distances,
+    upcast,
+)
+
+# Squared distances of prototypes below this count as this.
+_NEAREST = 2.0**-20
+
+
+def center_loss(embeddings: ArrayLike, centers: ArrayLike, labels: ArrayLike) -> Array:
+    """Center loss: 1/2 mean |x - c_y|^2 (Wen et al., ECCV 2016, equation 2; here the mean over the batch).
+
+    Args:
+      embeddings: x, [B, D], any float dtype; not normalised. Entries beyond +-2^40 count as that, without gradient.
+      centers: c, [C, D]. The paper moves them by `center_displacements`, not by this loss's gradient.
+      labels: [B], integers in [0, C).
+
+    Returns:
+      A scalar, float32 (float64 for float64). NaN inside jit if a label lies outside [0, C).
+
+    Raises:
+      ValueError: shapes that do not fit, or, outside jit, a label outside [0, C).
+      TypeError: labels that are not integers.
+
+    >>> x, c = jnp.array([[3.0, 4.0], [1.0, 0.0]]), jnp.array([[0.0, 0.0], [1.0, 2.0]])
+    >>> print(center_loss(x, c, jnp.array([0, 1])))  # (25 + 4) / 4
+    7.25
+    """
+    from_center, _ = _from_centers(embeddings, centers, labels)
+    return jnp.mean(jnp.sum(from_center**2, axis=1)) / 2
+
+
+def center_displacements(embeddings: ArrayLike, centers: ArrayLike, labels: ArrayLike) -> Array:
+    """What each example moves its centre by, before the rate: (c_y - x) / (1 + n_y) (Wen et al. 2016, equation 4).
+
+    n_y is the number of examples of its class in the batch. The paper's rule, which moves c_j by -rate times the sum
+    over the examples of class j, is `centers.at[labels].add(-rate * displacements)`.
+
+    Args:
+      embeddings, centers, labels: as in `center_loss`, which also tells what is raised.
+
+    Returns:
+      [B, D], float32 (float64 for float64).
+
+    >>> x, c, labels = jnp.array([[3.0], [6.0]]), jnp.zeros((2, 1)), jnp.array([1, 1])
+    >>> moves = center_displacements(x, c, labels)
+    >>> print(c.at[labels].add(-0.5 * moves).ravel())  # c_1 moves by half of (3 + 6) / (1 + 2)
+    [0.  1.5]
+    """
+    from_center, labels = _from_centers(embeddings, centers, labels)
+    count = jnp.sum(labels[:, None] == labels, axis=1)
+    return -from_center / (1 + count[:, None])
+
+
+def _from_centers(embeddings: ArrayLike, centers: ArrayLike, labels: ArrayLike) -> tuple[Array, Array]:
+    """x - c_y, [B, D], and the checked labels."""
+    embeddings, centers = jnp.asarray(embeddings), jnp.asarray(centers)
+    if embeddings.ndim != 2 or centers.ndim != 2 or embeddings.shape[1] != centers.shape[1]:
+        raise ValueError(
+            f"embeddings {embeddings.shape} and centers {centers.shape} do not fit: they must be [B, D] and [C, D]"
+        )
+    labels = checked_labels(labels, len(embeddings), len(centers))
+    return bounded(embeddings) - _own(bounded(centers), labels), labels
+
+
+def intra_loss(embeddings: ArrayLike, prototypes: ArrayLike, labels: ArrayLike) -> Array:
+    """Intra-loss: mean theta_y / pi, the angle to the own class (ArcFace, Deng et al., CVPR 2019, equation 5).
+
+    Args:
+      embeddings: [B, D], any float dtype; only their direction counts.
+      prototypes: [C, D], or [C, K, D] with K sub-centres a class, of which the nearest counts.
+      labels: [B], integers in [0, C).
+
+    Returns:
+      A scalar in [0, 1], float32 (float64 for float64). NaN inside jit if a label lies outside [0, C).
+
+    Raises:
+      ValueError: shapes that do not fit, or, outside jit, a label outside [0, C).
+      TypeError: labels that are not integers.
+
+    >>> print(intra_loss(jnp.array([[0.0, 2.0]]), jnp.eye(2), jnp.array([0])))  # a right angle
+    0.5
+    """
+    embeddings, prototypes = checked_vectors(embeddings, prototypes)
+    labels = checked_labels(labels, len(embeddings), len(prototypes))
+    own = _own(upcast(prototypes), labels)
+    cosine = jax.vmap(lambda x, w: cosines(x[None], w[None])[0, 0])(embeddings, own)
+    return jnp.mean(angles(cosine)) / math.pi
+
+
+def inter_loss(prototypes: ArrayLike, labels: ArrayLike, block_size: int = 4096) -> Array:
+    """Inter-loss: minus the mean angle between a class of the batch and the others, over pi.
+
+    -1 / (pi (C - 1)) mean over the batch of sum_{j != y} arccos(u(W_y) . u(W_j)), u(w) = w / |w|. ArcFace (Deng et al.,
+    CVPR 2019), equation 6.
+
+    Args:
+      prototypes: W, [C, D], any float dtype; only their direction counts.
+      labels: [B], integers in [0, C).
+      block_size: classes that are looked at together: [B, block_size] is held, never [B, C], in both passes.
+
+    Returns:
+      A scalar in [-1, 0], float32 (float64 for float64); 0 where there is one class. NaN inside jit if a label lies
+      outside [0, C).
+
+    Raises:
+      ValueError: prototypes that are no matrix, a block size below 1, or, outside jit, a label outside [0, C).
+      TypeError: labels that are not integers.
+
+    >>> print(inter_loss(jnp.eye(3), jnp.array([0, 0, 2])))  # right angles
+    -0.5
+    """
+    return -_mean_over_other_classes(angles, prototypes, labels, block_size) / math.pi
+
+
+def hyperspherical_energy(prototypes: ArrayLike, labels: ArrayLike, block_size: int = 4096) -> Array:
+    """Minimum hyperspherical energy: the mean of 1 / |u(W_y) - u(W_j)|^2 over the batch and the other classes.
+
+    1 / (C - 1) mean over the batch of sum_{j != y} 1 / |u(W_y) - u(W_j)|^2, u(w) = w / |w|. MHE (Liu et al., NeurIPS
+    2018, arXiv 1805.09298), s = 2, over the classes of the batch.
+
+    Args:
+      prototypes, labels, block_size: as in `inter_loss`, which also tells what is raised. Squared distances below 2^-20
+        count as 2^-20, without gradient.
+
+    Returns:
+      A scalar, >= 1/4, float32 (float64 for float64); 0 where there is one class. NaN inside jit if a label lies
+      outside [0, C).
+
+    >>> print(hyperspherical_energy(jnp.eye(3), jnp.array([0, 0, 2])))  # |e_i - e_j|^2 = 2
+    0.5
+    """
+    prototypes = jnp.asarray(prototypes)
+    if prototypes.dtype != jnp.float64:
+        prototypes = saturated(prototypes)  # a gradient of up to 2^40 over a prototype's length saturates
+    return _mean_over_other_classes(_energy, prototypes, labels, block_size)
+
+
+def _energy(cosine: Array) -> Array:
+    squared = squared_distances(cosine)
+    return 1 / jnp.where(squared < _NEAREST, _NEAREST, squared)  # NaN stays
+
+
+def _mean_over_other_classes(
+    of_cosine: Callable[[Array], Array], prototypes: ArrayLike, labels: ArrayLike, block_size: int
+) -> Array:
+    """1 / (C - 1) mean over the batch of sum_{j != y} of_cosine(u(W_y) . u(W_j))."""
+    prototypes = jnp.asarray(prototypes)
+    if prototypes.ndim != 2:
+        raise ValueError(f"prototypes have shape {prototypes.shape}; they must be [C, D], without sub-centres")
+    if block_size < 1:
+        raise ValueError(f"block_size is {block_size}; it must be at least 1")
+    labels = checked_labels(labels, np.size(labels), len(prototypes))
+    return _blockwise(of_cosine, prototypes, labels, min(block_size, len(prototypes)))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 3))
+def _blockwise(of_cosine: Callable[[Array], Array], prototypes: Array, labels: Array, block_size: int) -> Array:
+    unit = normalize(prototypes)
+    classes, dim = unit.shape
+    own = _own(unit, labels)
+    blocks = jnp.pad(unit, ((0, -classes % block_size), (0, 0))).reshape(-1, block_size, dim)
+
+    @jax.checkpoint  # the backward pass computes a block's cosines anew
+    def add(total: Array, block: tuple[Array, Array]) -> tuple[Array, None]:
+        first, rows = block
+        number = first + jnp.arange(block_size)
+        is_other = (number != labels[:, None]) & (number < classes)
+        cosine = jnp.matmul(own, rows.T, precision=jax.lax.Precision.HIGHEST)
+        return total + jnp.sum(jnp.where(is_other, of_cosine(cosine), 0), axis=1), None
+
+    firsts = block_size * jnp.arange(len(blocks))
+    total, _ = jax.lax.scan(add, jnp.zeros(len(labels), unit.dtype), (firsts, blocks))
+    return jnp.mean(total) / max(1, classes - 1)
+
+
+def _own(rows: Array, labels: Array) -> Array:
+    """rows[labels], each example's own of a class; NaN, with its gradient, for a label outside [0, C)."""
+    factor = one_or_nan(labels, len(rows)).reshape(-1, *(1 for _ in rows.shape[1:]))
+    return rows[labels.clip(0, len(rows) - 1)] * factor

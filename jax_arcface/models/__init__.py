@@ -1,0 +1,1 @@
+"""From images to embeddings: backbones, heads, weights, trained models."""

@@ -1,0 +1,107 @@
+"""Shapes, sizes from the papers, and what each network must be blind to. `parity_tests` compares the values."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from jax_arcface.models import weights
+from jax_arcface.models.backbones import BACKBONES, WhiteningFilters, whitening_filters
+
+
+def abstract(name: str, shape: tuple[int, int, int], dimension: int = 2, **options):
+    return nnx.eval_shape(lambda: BACKBONES[name](shape, dimension, **options, rngs=nnx.Rngs(0)))
+
+
+def parameters(model, kind=nnx.Param) -> int:
+    return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(nnx.state(model, kind)))
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+@pytest.mark.parametrize("shape", [(28, 28, 1), (32, 32, 3), (33, 40, 3)])
+def test_embeddings_have_the_asked_dimension_in_training_and_evaluation(name, shape):
+    for train in (True, False):
+        embeddings = nnx.eval_shape(
+            lambda train=train: BACKBONES[name](shape, 5, 0.25, rngs=nnx.Rngs(0))(jnp.zeros((3, *shape)), train=train)
+        )
+        assert embeddings.shape == (3, 5)
+        assert embeddings.dtype == jnp.float32
+
+
+def test_sizes_are_those_of_the_papers():
+    # the convolutions and norms of ResNet-20 are 0.27 M (He et al. 2016, table 6), less its classifier of 650
+    embedding = 2 * 64 + 64 * 2 + 2 * 2
+    assert parameters(abstract("resnet20", (32, 32, 3))) - embedding == 269_722 - 650 == 269_072
+    # ResNet-18 for 32x32 has 11,173,962 with its classifier of 5,130
+    embedding = 2 * 512 + 512 * 2 + 2 * 2
+    assert parameters(abstract("resnet18", (32, 32, 3))) - embedding == 11_173_962 - 5_130
+    # LeNet++ (Wen et al. 2016, table 1): 5x5 convolutions with bias and PReLU, 32, 64 and 128 channels twice
+    pairs = [(1, 32), (32, 32), (32, 64), (64, 64), (64, 128), (128, 128)]
+    embedding = 2 * 128 + 9 * 128 * 2 + 2 * 2
+    assert parameters(abstract("lenet", (28, 28, 1))) - embedding == sum(25 * i * o + 2 * o for i, o in pairs)
+    # "about 2 M parameters"; the whitening layer is fixed
+    airnet = abstract("airnet", (32, 32, 3), 128)
+    assert 1.9e6 < parameters(airnet) < 2.1e6
+    assert parameters(airnet, WhiteningFilters) == 24 * 12
+
+
+def test_width_scales_the_channels():
+    assert abstract("resnet20", (32, 32, 3), width=0.5).conv.kernel.shape == (3, 3, 3, 8)
+    assert abstract("lenet", (28, 28, 1), width=0.01).stages[0].conv1.kernel.shape == (5, 5, 1, 1)
+
+
+@pytest.mark.parametrize(("name", "size"), [("lenet", 7), ("airnet", 8), ("resnet18", 7), ("resnet20", 3)])
+def test_images_that_are_too_small_are_refused(name, size):
+    with pytest.raises(ValueError, match=f"{name} needs images of at least {size + 1}x{size + 1} pixels; these have"):
+        abstract(name, (size, size, 1))
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_one_compiled_network(name):
+    """Evaluation treats each image by itself, training does not, and bfloat16 changes little and no parameter."""
+    shape = (12, 12, 1)
+    x = np.random.default_rng(0).normal(size=(4, *shape)).astype(np.float32)
+    graphdef, empty = nnx.split(abstract(name, shape, 3, width=0.1))
+    narrow, _ = nnx.split(abstract(name, shape, 3, width=0.1, dtype=jnp.bfloat16))
+    drawn = weights.draw(weights.pytorch_shapes(empty), seed=0)
+    if name == "airnet":
+        drawn["whiten.weight"] = whitening_filters(x)
+    state = weights.from_pytorch(empty, drawn)
+
+    @jax.jit
+    def embed(x):
+        model = nnx.merge(graphdef, state, copy=True)
+        evaluation = model(x)
+        training = model(x, train=True)
+        return evaluation, training, nnx.state(model, nnx.BatchStat), nnx.merge(narrow, state, copy=True)(x)
+
+    evaluation, training, changed, in_bfloat16 = embed(x)
+    other = np.concatenate([x[:1], 3 * x[1:]])
+    again, *_ = embed(other)
+    np.testing.assert_allclose(evaluation[0], again[0], rtol=1e-5, atol=1e-6)
+    assert np.abs(evaluation[1] - again[1]).max() > 1e-4
+    assert np.abs(evaluation - training).max() > 1e-2
+    np.testing.assert_allclose(training.mean(axis=0), 0, atol=1e-5)
+    for name, after in weights.to_pytorch(changed).items():
+        assert np.abs(drawn[name] - after).max() > 0, name
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(nnx.state(nnx.merge(narrow, state))))
+    assert in_bfloat16.dtype == jnp.bfloat16
+    assert 0 < np.abs(in_bfloat16.astype(np.float32) - evaluation).max() < 0.1 * np.abs(evaluation).max()
+
+
+def test_whitening_filters_whiten():
+    rng = np.random.default_rng(0)
+    mixing = np.array([[2.0, 1.0, 0.0], [0.0, 1.0, 1.0], [0.0, 0.0, 0.5]])
+    images = rng.normal(size=(200, 9, 9, 3)) @ mixing  # neighbours are independent, channels are not
+    filters = whitening_filters(images)
+    assert filters.shape == (24, 3, 2, 2)
+    np.testing.assert_array_equal(filters[:12], -filters[12:])
+    outputs = np.einsum(
+        "nijcab,fcab->nijf", np.lib.stride_tricks.sliding_window_view(images, (2, 2), (1, 2)), filters[:12]
+    )
+    moments = np.einsum("nijf,nijg->fg", outputs, outputs) / outputs[..., 0].size
+    np.testing.assert_allclose(moments, np.eye(12), atol=5e-3)
+    rows = filters[:12].reshape(12, -1)
+    assert (rows[np.arange(12), np.abs(rows).argmax(1)] > 0).all()
+    assert (np.diff(np.linalg.norm(rows, axis=1)) > 0).all()  # the largest eigenvalue comes first

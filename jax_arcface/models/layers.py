@@ -1,0 +1,283 @@
+"""The layers whose definition the recipe pins (`docs/recipe.md`) and Flax has otherwise, or not at all."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+from jax.typing import DTypeLike
+
+from jax_arcface.cpu import onednn
+from jax_arcface.cpu.convolution import convolve
+from jax_arcface.cpu.sums import channel_sums
+
+
+class BatchNorm(nnx.Module):
+    """Batch norm over all axes but the last, with PyTorch's definitions (Ioffe and Szegedy 2015).
+
+    The biased variance normalises; the unbiased one enters the running variance, with weight 0.1 (Flax's own takes the
+    biased one). Statistics are taken in float32 (float64 for float64).
+
+    Args:
+      channels: size of the last axis.
+
+    >>> norm = BatchNorm(3)
+    >>> x = jnp.arange(12.0).reshape(4, 3)
+    >>> norm(x, train=True).std(axis=0).round(3)
+    Array([1., 1., 1.], dtype=float32)
+    >>> jnp.round(100 * norm.mean[...])  # a tenth of the batch's mean, 4.5, 5.5, 6.5
+    Array([45., 55., 65.], dtype=float32)
+    """
+
+    def __init__(self, channels: int):
+        self.scale = nnx.Param(jnp.ones(channels))
+        self.bias = nnx.Param(jnp.zeros(channels))
+        self.mean = nnx.BatchStat(jnp.zeros(channels))
+        self.var = nnx.BatchStat(jnp.ones(channels))
+
+    def __call__(self, x: Array, train: bool) -> Array:
+        """[..., C] to [..., C]; `train` takes the batch's statistics and updates the running ones."""
+        dtype = x.dtype
+        x = x.astype(jnp.promote_types(dtype, jnp.float32))
+        scale, bias = self.scale[...], self.bias[...]
+        if train:
+            y, mean, var = _normalise_batch(x, scale, bias)
+            count = x.size // x.shape[-1]
+            unbiased = var * (count / max(count - 1, 1))
+            self.mean[...] = 0.9 * self.mean[...] + 0.1 * jax.lax.stop_gradient(mean)
+            self.var[...] = 0.9 * self.var[...] + 0.1 * jax.lax.stop_gradient(unbiased)
+        else:
+            y = (x - self.mean[...]) * (scale * jax.lax.rsqrt(self.var[...] + _EPSILON)) + bias
+        return y.astype(dtype)
+
+
+_EPSILON = 1e-5
+
+
+@jax.custom_vjp
+def _normalise_batch(x: Array, scale: Array, bias: Array) -> tuple[Array, Array, Array]:
+    """The normalised batch, its mean and its biased variance; the last two take no gradient.
+
+    With a gradient of its own, since on a CPU that takes a third of the time of JAX's: it reads the batch twice.
+    """
+    return _normalise_forward(x, scale, bias)[0]
+
+
+def _normalise_forward(x: Array, scale: Array, bias: Array) -> tuple[tuple[Array, Array, Array], tuple]:
+    count = x.size // x.shape[-1]
+    mean = channel_sums(x) / count
+    centred = x - mean
+    var = channel_sums(centred * centred) / count
+    inverse = jax.lax.rsqrt(var + _EPSILON)
+    return (centred * (scale * inverse) + bias, mean, var), (x, mean, inverse, scale)
+
+
+def _normalise_backward(saved: tuple, gradients: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+    x, mean, inverse, scale = saved
+    gradient, _, _ = gradients
+    count = x.size // x.shape[-1]
+    normalised = (x - mean) * inverse
+    to_scale, to_bias = channel_sums(gradient * normalised), channel_sums(gradient)
+    to_x = (scale * inverse) * (gradient - to_bias / count - normalised * (to_scale / count))
+    return to_x, to_scale, to_bias
+
+
+_normalise_batch.defvjp(_normalise_forward, _normalise_backward)
+
+
+class PReLU(nnx.Module):
+    """max(x, 0) + slope min(x, 0), one learnt slope for each channel, 0.25 at first (He et al. 2015, equation 1).
+
+    On a CPU oneDNN computes its gradients where `convolve` takes oneDNN's convolutions, with the same limits.
+
+    >>> PReLU(2)(jnp.array([[-4.0, 4.0]]))
+    Array([[-1.,  4.]], dtype=float32)
+    """
+
+    def __init__(self, channels: int):
+        self.slope = nnx.Param(jnp.full(channels, 0.25))
+
+    def __call__(self, x: Array) -> Array:
+        """[..., C] to [..., C]."""
+        return _prelu(x, self.slope[...])
+
+
+@jax.custom_vjp
+def _prelu(x: Array, slope: Array) -> Array:
+    return jnp.where(x > 0, x, slope.astype(x.dtype) * x)
+
+
+def _prelu_gradients(x: Array, slope: Array, gradient: Array) -> tuple[Array, Array]:
+    negative = jnp.where(x > 0, 0, x).astype(slope.dtype)
+    to_x = jnp.where(x > 0, gradient, slope.astype(x.dtype) * gradient)
+    return to_x, channel_sums(negative * gradient.astype(slope.dtype))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _onednn_prelu_gradients(prelu: onednn.PReLU, x: Array, slope: Array, gradient: Array) -> tuple[Array, Array]:
+    to_x, to_slope = onednn.apply("gradient", prelu, x, slope, gradient)
+    return to_x, to_slope
+
+
+_onednn_prelu_gradients.defvjp(
+    lambda prelu, *inputs: (_onednn_prelu_gradients(prelu, *inputs), inputs),
+    lambda prelu, inputs, d: jax.vjp(_prelu_gradients, *inputs)[1](d),
+)
+
+
+def _prelu_backward(saved: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
+    x, slope = saved
+    if x.ndim == 4 and slope.dtype == jnp.float32:  # what onednn.PReLU is made for
+        prelu = onednn.PReLU(x.shape, x.dtype.name)
+        if onednn.supports(prelu):
+            return _onednn_prelu_gradients(prelu, x, slope, gradient)
+    return _prelu_gradients(x, slope, gradient)
+
+
+_prelu.defvjp(lambda x, slope: (_prelu(x, slope), (x, slope)), _prelu_backward)
+
+
+class Conv(nnx.Module):
+    """A convolution of images [B, H, W, I] by `convolve`, with zeros around them.
+
+    Args:
+      inputs, outputs: channels.
+      size: the kernel's side.
+      stride: down and right.
+      padding: pixels on each side; None takes size // 2.
+      use_bias: whether there is one.
+      dtype: of the computation; None takes that of images and kernel together.
+      rngs: for the initial kernel, [size, size, inputs, outputs].
+
+    >>> Conv(3, 8, 5, stride=2, rngs=nnx.Rngs(0))(jnp.ones((1, 32, 32, 3))).shape
+    (1, 16, 16, 8)
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        size: int,
+        *,
+        stride: int = 1,
+        padding: int | None = None,
+        use_bias: bool = True,
+        dtype: DTypeLike | None = None,
+        rngs: nnx.Rngs,
+    ):
+        draw = nnx.initializers.lecun_normal()
+        self.kernel = nnx.Param(draw(rngs.params(), (size, size, inputs, outputs)))
+        self.bias = nnx.Param(jnp.zeros(outputs)) if use_bias else None
+        self.stride, self.dtype = stride, dtype
+        self.padding = size // 2 if padding is None else padding
+
+    def __call__(self, x: Array) -> Array:
+        """[B, H, W, I] to [B, H', W', O]."""
+        kernel, bias = self.kernel[...], None if self.bias is None else self.bias[...]
+        dtype = jnp.result_type(x, kernel) if self.dtype is None else self.dtype
+        strides, padding = (self.stride, self.stride), ((self.padding, self.padding),) * 2
+        return convolve(x.astype(dtype), kernel.astype(dtype), strides, padding, bias)
+
+
+@jax.custom_vjp
+def max_pool(x: Array) -> Array:
+    """The maximum of 2x2 windows, stride 2; an odd last row or column is dropped.
+
+    A tie's gradient goes to the window's first maximum in row-major order. Written with `where`, since the gradient of
+    XLA's windowed reduction is several times slower on a CPU, and with a gradient of its own, which takes half the time
+    of that of the comparisons. There is no forward mode.
+
+    Args:
+      x: [B, H, W, C].
+
+    Returns:
+      [B, H // 2, W // 2, C].
+
+    >>> max_pool(jnp.arange(16.0).reshape(1, 4, 4, 1))[0, :, :, 0]
+    Array([[ 5.,  7.],
+           [13., 15.]], dtype=float32)
+    """
+    return _pooled(x)[0]
+
+
+def _pooled(x: Array) -> tuple[Array, Array]:
+    """The maxima, and at which corner of its window each stands: 0 and 1 above, 2 and 3 below."""
+    height, width = x.shape[1] // 2 * 2, x.shape[2] // 2 * 2
+    top, bottom = x[:, :height:2], x[:, 1:height:2]
+    above, right_above = _first_max(top[:, :, :width:2], top[:, :, 1:width:2])
+    below, right_below = _first_max(bottom[:, :, :width:2], bottom[:, :, 1:width:2])
+    maxima, is_below = _first_max(above, below)
+    return maxima, jnp.where(is_below, 2 + right_below, right_above.astype(jnp.uint8))
+
+
+def _first_max(first: Array, second: Array) -> tuple[Array, Array]:
+    """The larger of each two, the first of equal ones, and whether it is the second."""
+    is_second = ~((first >= second) | jnp.isnan(first))
+    return jnp.where(is_second, second, first), is_second
+
+
+def _pool_backward(saved: tuple[Array, Array], gradient: Array) -> tuple[Array]:
+    """Each gradient in the corner of its window that had the maximum, zero in the others."""
+    corner, like_x = saved
+    height, width = like_x.shape[1:3]
+    odd = ((0, 0), (0, height % 2), (0, width % 2), (0, 0))
+    corner, gradient = jnp.pad(corner, odd), jnp.pad(gradient, odd)
+    corners = jnp.arange(4, dtype=jnp.uint8).reshape(2, 1, 2, 1)
+    spread = jnp.where(corner[:, :, None, :, None] == corners, gradient[:, :, None, :, None], 0)
+    batch, rows, columns, channels = corner.shape
+    return (spread.reshape(batch, 2 * rows, 2 * columns, channels)[:, :height, :width],)
+
+
+def _pool_forward(x: Array) -> tuple[Array, tuple[Array, Array]]:
+    maxima, corner = _pooled(x)
+    return maxima, (corner, x[:0])  # for its height and width
+
+
+max_pool.defvjp(_pool_forward, _pool_backward)
+
+
+def global_max_pool(x: Array) -> Array:
+    """The maximum over the pixels, [B, H, W, C] to [B, C]; a tie's gradient goes to the first in row-major order."""
+    pixels = x.reshape(x.shape[0], -1, x.shape[-1])
+    first = jnp.argmax(pixels, axis=1, keepdims=True)
+    return jnp.take_along_axis(pixels, first, axis=1)[:, 0]
+
+
+class Embedding(nnx.Module):
+    """The embedding layer: batch norm - dropout - fully connected - batch norm (ArcFace, section 3.1, "option E").
+
+    Args:
+      shape: (H, W, C) of the feature map.
+      embedding_dim: D.
+      dropout: share of features dropped in training, in [0, 1).
+      dtype: of the matrix product; None takes the input's.
+      rngs: for the initial weights.
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, int, int],
+        embedding_dim: int,
+        dropout: float = 0.0,
+        *,
+        dtype: DTypeLike | None = None,
+        rngs: nnx.Rngs,
+    ):
+        self.dropout = dropout
+        self.features = shape[0] * shape[1] * shape[2]
+        self.bn1 = BatchNorm(shape[2])
+        self.fc = nnx.Linear(self.features, embedding_dim, use_bias=False, dtype=dtype, rngs=rngs)
+        self.bn2 = BatchNorm(embedding_dim)
+
+    def __call__(self, x: Array, train: bool, dropout_mask: Array | None = None) -> Array:
+        """[B, H, W, C] to [B, D]; `dropout_mask`, bool [B, C H W], is true where a feature is kept."""
+        x = self.bn1(x, train)
+        x = x.transpose(0, 3, 1, 2).reshape(x.shape[0], -1)  # channel, row, column: PyTorch's order
+        if train and self.dropout > 0:
+            if dropout_mask is None:
+                raise ValueError(f"dropout is {self.dropout}: training needs a dropout_mask [B, {self.features}]")
+            x = jnp.where(dropout_mask, x / (1 - self.dropout), 0)
+        return self.bn2(self.fc(x), train)

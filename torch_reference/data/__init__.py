@@ -1,0 +1,8 @@
+"""From a data set's name to arrays in memory.
+
+Images are uint8 [N, H, W, C] and labels int32 [N], the same in every run (`docs/recipe.md`, section Data).
+"""
+
+from torch_reference.data.loading import DATASETS, Dataset, Split, channel_statistics, load, read_images
+
+__all__ = ["DATASETS", "Dataset", "Split", "channel_statistics", "load", "read_images"]

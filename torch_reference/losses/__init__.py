@@ -1,0 +1,1 @@
+"""From embeddings, prototypes and labels to numbers."""

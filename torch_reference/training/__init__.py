@@ -1,0 +1,1 @@
+"""Configuration, state, step and loop of a training."""

@@ -1,0 +1,334 @@
+"""What a training run is: one flat, validated configuration, and the defaults for each data set."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import functools
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from torch_reference.data.sampling import Augmentation
+from torch_reference.errors import UserError, nearest
+from torch_reference.losses import margins
+from torch_reference.losses.margins import Margin
+from torch_reference.losses.registry import Objective, parse
+from torch_reference.models import backbones
+
+OPTIMIZERS = ("sgd", "nesterov", "adamw")
+SCHEDULES = ("cosine", "linear", "constant")
+PRECISIONS = ("float32", "bfloat16")
+
+
+def option(default: Any, help: str) -> Any:
+    """A field with its default and what `--help` says of it."""
+    return dataclasses.field(default=default, metadata={"help": help})
+
+
+# Classes in a batch of pair losses alone, where --classes-per-batch is not given.
+PAIR_CLASSES = 8
+# The fields whose meaning, default or effect depends on the loss.
+OF_THE_LOSS = {
+    *("margin", "margin_warmup_epochs", "scale", "beyond_pi", "gradient", "subcenters", "label_smoothing"),
+    *("classes_per_batch", "clip_norm"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """Everything a training run depends on. `docs/recipe.md` says exactly what each field does.
+
+    >>> TrainConfig(loss="cosface", margin=0.2).margin_value
+    Margin(m1=1.0, m2=0.0, m3=0.2, beyond_pi='monotone', gradient='exact')
+    """
+
+    dataset: str = option("digits", "Data set: digits, mnist, cifar10, or the path of a folder of class folders.")
+    data_dir: str | None = option(
+        None,
+        "Folder with the data set's files; the default is the environment variable ARCFACE_DATA_DIR, then a "
+        "download by torchvision, into your cache folder.",
+    )
+    image_size: int | None = option(
+        None,
+        "Height and width that images are resized to, in pixels; the default keeps their size.",
+    )
+
+    backbone: str = option("lenet", "Network from images to embeddings: lenet, resnet20, resnet18 or airnet.")
+    width: float = option(1.0, "Factor on the backbone's numbers of channels.")
+    embedding_dim: int = option(
+        128,
+        "Dimension D of the embeddings; 2 can be drawn as it is: softmax learns ten classes there, arcface does not.",
+    )
+    dropout: float = option(0.0, "Share of features dropped before the embedding's fully connected layer, 0 to 1.")
+
+    loss: str = option(
+        "arcface",
+        "Sum of losses with weights and options, such as arcface+intra, softmax+center:0.003 or "
+        "triplet:m=0.3,mining=hard; all are listed above.",
+    )
+    margin: float | None = option(
+        None,
+        "The margin m of the classification loss, such as arcface in radians (0.5 where not given), cosface in units "
+        "of cosine (0.35), sphereface, a factor (1.35).",
+    )
+    margin_warmup_epochs: float = option(0.0, "Epochs in which the margin grows linearly from none to its value.")
+    scale: float | None = option(
+        None, "Scale s of the logits (16 where not given); softmax, modified_softmax, a_softmax and adacos take none."
+    )
+    beyond_pi: str = option(
+        "monotone",
+        "What follows where the angle with its margin exceeds pi: monotone, linear or wrap.",
+    )
+    gradient: str = option("exact", "Gradient of the margin: exact or straight_through.")
+    subcenters: int = option(1, "Prototypes for each class; the nearest counts.")
+    label_smoothing: float = option(0.0, "Share of the target distribution that is spread over all classes, 0 to 1.")
+
+    epochs: int = option(30, "Passes over the training images.")
+    batch_size: int = option(64, "Images in a step.")
+    classes_per_batch: int = option(
+        0,
+        "Composes batches of this many classes, with equally many images of each; 0 takes images in random order.",
+    )
+    optimizer: str = option("nesterov", "Optimiser: sgd, nesterov (SGD with Nesterov momentum) or adamw.")
+    learning_rate: float = option(0.05, "Largest learning rate.")
+    momentum: float = option(0.9, "Momentum; for adamw its beta1.")
+    weight_decay: float = option(
+        0.0005,
+        "Weight decay on weights (not on biases, norms and slopes); decoupled for adamw.",
+    )
+    schedule: str = option("cosine", "Learning rate after the warm-up: cosine (to 0), linear (to 0) or constant.")
+    warmup_epochs: float = option(1.0, "Epochs in which the learning rate rises linearly to its largest.")
+    clip_norm: float = option(0.0, "Largest norm of the gradient of all parameters together; 0 is no limit.")
+
+    rotate: float = option(0.0, "Augmentation: largest rotation to either side, in radians.")
+    zoom: float = option(0.0, "Augmentation: largest magnification minus 1 (0.1: from 1/1.1 to 1.1).")
+    shift: int = option(0, "Augmentation: largest shift along each axis, in pixels.")
+    flip: bool = option(False, "Augmentation: left-right flips, alternating from epoch to epoch.")
+    cutout: int = option(0, "Augmentation: side of the square set to the mean colour, in pixels.")
+
+    seed: int = option(0, "Seed of initial weights, order and augmentation.")
+    precision: str = option(
+        "float32",
+        "Arithmetic of the network: float32 or bfloat16 (parameters, batch norm and angles stay float32).",
+    )
+
+    @property
+    def augmentation(self) -> Augmentation:
+        """The augmentation's fields as one value."""
+        return Augmentation(self.rotate, self.zoom, self.shift, self.flip, self.cutout)
+
+    @functools.cached_property
+    def objective(self) -> Objective:
+        """The sum of losses that loss and margin describe."""
+        return parse(self.loss, self.margin)
+
+    @property
+    def margin_value(self) -> Margin:
+        """The `Margin` that loss, margin, beyond_pi and gradient describe; none where the loss is no margin softmax."""
+        return self.objective.margin(self.beyond_pi, self.gradient) or Margin.softmax()
+
+    @property
+    def scale_value(self) -> float:
+        """The scale, 16 where it is not given."""
+        return 16.0 if self.scale is None else self.scale
+
+    @property
+    def about_classes(self) -> str:
+        """The end of a message about `classes_per_batch`, which may not be the user's."""
+        if self.objective.classifier is not None or self.classes_per_batch != PAIR_CLASSES:
+            return ""
+        return f" ({PAIR_CLASSES} is the default of pair losses alone: give --classes-per-batch another number)"
+
+    def __post_init__(self) -> None:
+        for field, known in (
+            ("backbone", backbones.NAMES),
+            ("optimizer", OPTIMIZERS),
+            ("schedule", SCHEDULES),
+            ("precision", PRECISIONS),
+            ("beyond_pi", margins.BEYOND_PI),
+            ("gradient", margins.GRADIENTS),
+        ):
+            if (value := getattr(self, field)) not in known:
+                raise UserError(f"there is no {flag(field)} {value!r}: {nearest(value, known)}")
+        for field, ok, rule in (
+            ("image_size", self.image_size is None or self.image_size >= 1, "at least 1 pixel"),
+            ("width", self.width > 0, "> 0"),
+            ("embedding_dim", self.embedding_dim >= 2, "at least 2 (in one dimension there are two directions)"),
+            ("dropout", 0 <= self.dropout < 1, "at least 0 and below 1"),
+            ("scale", self.scale is None or self.scale > 0, "> 0"),
+            ("subcenters", self.subcenters >= 1, "at least 1"),
+            ("label_smoothing", 0 <= self.label_smoothing < 1, "at least 0 and below 1"),
+            ("epochs", self.epochs >= 0, "at least 0"),
+            ("batch_size", self.batch_size >= 2, "at least 2 (batch norm needs two examples)"),
+            (
+                "classes_per_batch",
+                self.classes_per_batch == 0
+                or (self.classes_per_batch >= 2 and self.batch_size % self.classes_per_batch == 0),
+                f"0, or at least 2 and divide --batch-size, {self.batch_size}{self.about_classes}",
+            ),
+            ("learning_rate", self.learning_rate > 0, "> 0"),
+            ("momentum", 0 <= self.momentum < 1, "at least 0 and below 1"),
+            ("weight_decay", self.weight_decay >= 0, "at least 0"),
+            ("warmup_epochs", self.warmup_epochs >= 0, "at least 0"),
+            ("margin_warmup_epochs", self.margin_warmup_epochs >= 0, "at least 0"),
+            ("clip_norm", self.clip_norm >= 0, "at least 0"),
+            ("rotate", 0 <= self.rotate <= math.pi, "from 0 to pi, in radians"),
+            ("zoom", self.zoom >= 0, "at least 0"),
+            ("shift", self.shift >= 0, "at least 0 pixels"),
+            ("cutout", self.cutout >= 0, "at least 0 pixels"),
+            ("seed", self.seed >= 0, "at least 0"),
+        ):
+            value = getattr(self, field)
+            if not ok or (isinstance(value, float) and not math.isfinite(value)):
+                finite = " and finite" if ok else ""
+                raise UserError(f"{flag(field)} is {value}; it must be {rule}{finite}")
+        self._check_effects()
+
+    def _check_effects(self) -> None:
+        names, takes = self.objective.names, self.objective.takes
+        for field in ("scale", "margin_warmup_epochs", "beyond_pi", "gradient", "subcenters", "label_smoothing"):
+            if field not in takes and getattr(self, field) != TrainConfig.__dataclass_fields__[field].default:
+                raise UserError(f"{flag(field)} has no effect on --loss {self.loss}")
+        margin = self.objective.margin()
+        if self.beyond_pi == "linear" and margin is not None and margin.m1 != 1:
+            raise UserError(f"--beyond-pi linear is not defined for --loss {self.loss}; use monotone or wrap")
+        if "subcenter" in names and self.subcenters == 1:
+            raise UserError("--loss subcenter needs --subcenters of at least 2")
+        if self.objective.classifier is None and self.classes_per_batch == self.batch_size:
+            raise UserError(
+                f"--loss {self.loss} learns nothing from one image of each class: --classes-per-batch is "
+                f"{self.classes_per_batch}; it must be below --batch-size, {self.batch_size}{self.about_classes}"
+            )
+        for name in ("inter", "mhe"):
+            if name in names and self.subcenters > 1:
+                raise UserError(f"--subcenters {self.subcenters}: {name} in --loss {self.loss} is defined for 1 only")
+
+
+def flag(field: str) -> str:
+    """The flag of a field.
+
+    >>> flag("batch_size")
+    '--batch-size'
+    """
+    return f"--{field.replace('_', '-')}"
+
+
+def changed_field(config: TrainConfig, other: TrainConfig) -> str | None:
+    """What makes one training another than the other: the first such field, of which `data_dir` is none; None if none.
+
+    >>> changed_field(TrainConfig(seed=1), TrainConfig(seed=2, data_dir="elsewhere"))
+    'seed'
+    """
+    before, after = dataclasses.asdict(config), dataclasses.asdict(other)
+    changed = [name for name in before if before[name] != after[name] and name != "data_dir"]
+    return changed[0] if changed else None
+
+
+# What each data set's defaults cost and reach is measured in the README.
+RECIPES = {
+    "digits": TrainConfig(width=0.5, margin_warmup_epochs=3, rotate=0.15, zoom=0.1, shift=1),
+    "mnist": TrainConfig(
+        dataset="mnist",
+        width=0.5,
+        margin_warmup_epochs=2,
+        epochs=14,
+        batch_size=128,
+        schedule="linear",
+        rotate=0.2,
+        zoom=0.1,
+        shift=2,
+    ),
+    "cifar10": TrainConfig(
+        dataset="cifar10",
+        backbone="airnet",
+        width=0.5,
+        margin_warmup_epochs=5,
+        epochs=30,
+        batch_size=256,
+        learning_rate=0.2,
+        schedule="linear",
+        shift=3,
+        flip=True,
+        cutout=8,
+    ),
+}
+
+
+def recipe(dataset: str, loss: str = "arcface") -> TrainConfig:
+    """The defaults for a data set and a loss; for a folder of the user's own, those of `TrainConfig`."""
+    objective = parse(loss)
+    changes: dict[str, Any] = {"loss": loss}
+    if "margin_warmup_epochs" not in objective.takes:
+        changes["margin_warmup_epochs"] = 0.0
+    if "subcenter" in objective.names:
+        changes["subcenters"] = 3
+    if objective.classifier is None:
+        changes |= {"classes_per_batch": PAIR_CLASSES, "clip_norm": 1.0}
+    return dataclasses.replace(RECIPES.get(dataset) or TrainConfig(dataset=dataset), **changes)
+
+
+def from_dict(
+    values: dict[str, Any], source: str = "the configuration", dataset: str | None = None, loss: str | None = None
+) -> TrainConfig:
+    """A configuration from the fields in `values`; the rest are the defaults of its data set and loss.
+
+    `dataset` stands in where `values` has none. `loss` takes the place of another in `values`, whose fields that depend
+    on the loss are then left out.
+
+    Raises:
+      UserError: an unknown field, or a value of the wrong type or out of range; `source` is named.
+
+    >>> from_dict({"dataset": "mnist", "seed": 3}).seed
+    3
+    """
+    types = {field.name: str(field.type) for field in dataclasses.fields(TrainConfig)}
+    for name, value in values.items():
+        if name not in types:
+            close = difflib.get_close_matches(name, types, n=1)
+            guess = f"; did you mean {close[0]!r}?" if close else ""
+            raise UserError(f"{source} has the unknown field {name!r}{guess}")
+        if not _fits(value, types[name]):
+            raise UserError(f"{source} has {name} = {json.dumps(value)}; it must be of type {types[name]}")
+    if loss not in (None, values.get("loss")):
+        values = {name: value for name, value in values.items() if name not in OF_THE_LOSS} | {"loss": loss}
+    try:
+        defaults = recipe(values.get("dataset", dataset or "digits"), values.get("loss", "arcface"))
+        return dataclasses.replace(defaults, **values)
+    except UserError as error:
+        raise UserError(f"{source}: {error}") from None
+
+
+_KINDS: dict[str, tuple[type, ...]] = {
+    "str": (str,),
+    "int": (int,),
+    "float": (int, float),
+    "bool": (bool,),
+    "None": (type(None),),
+}
+
+
+def _fits(value: Any, annotation: str) -> bool:
+    accepted = tuple(kind for name in annotation.split(" | ") for kind in _KINDS[name])
+    # True is an int to Python, but not to the user
+    return isinstance(value, accepted) and (not isinstance(value, bool) or bool in accepted)
+
+
+def read(path: Path, dataset: str | None = None, loss: str | None = None) -> TrainConfig:
+    """A configuration from a JSON file, such as an old run's `config.json`; `dataset` and `loss` as in `from_dict`.
+
+    Raises:
+      UserError: no such file, no JSON object, or what `from_dict` raises.
+    """
+    if path.is_dir():
+        path = path / "config.json"
+    try:
+        values = json.loads(path.read_text())
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON: {error}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path} must hold a JSON object of configuration fields")
+    return from_dict(values, str(path), dataset, loss)
