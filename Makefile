@@ -1,32 +1,42 @@
-# make train   trains ArcFace (ARGS="--dataset mnist" passes flags on)
-# make test    checks style and types and runs the whole test suite
+# make train     trains ArcFace (ARGS="--dataset mnist" passes flags on)
+# make test      checks style and types and runs the tests, without the exhaustive ones marked `slow`
+# make test-all  runs the tests marked `slow`: with `make test`, all of them
+# make clean     removes the environment and what the tests have compiled
+#
+# PYTHON=python3.13 takes another interpreter, in an environment of its own.
 PYTHON ?= python3
+VENV ?= .venv$(if $(filter-out python3,$(notdir $(PYTHON))),-$(notdir $(PYTHON)))
 CONSTRAINTS ?= constraints.txt
-BIN := .venv/bin
+BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS)
+# One thread a process: as many processes as cores run at once.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist worksteal
 
-.PHONY: train test clean
+.PHONY: train test test-all clean
 
-train: .venv/.train-ready
+train: $(VENV)/.train-ready
 	$(BIN)/python -m jax_arcface train $(ARGS)
 
-test: .venv/.test-ready
+test: $(VENV)/.test-ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist worksteal $(ARGS)
+	$(PYTEST) -m "not slow" $(ARGS)
+
+test-all: $(VENV)/.test-ready
+	$(PYTEST) -m slow $(ARGS)
 
 clean:
-	rm -rf .venv
+	rm -rf $(VENV) .cache
 
-.venv/bin/python:
-	$(PYTHON) -m venv .venv
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
 
 # Each stamp is newer than what it was installed from, so a second call installs nothing.
-.venv/.train-ready: pyproject.toml $(CONSTRAINTS) | .venv/bin/python
+$(VENV)/.train-ready: pyproject.toml $(CONSTRAINTS) | $(VENV)/bin/python
 	$(PIP) --editable ".[figures,cpu]"
 	touch $@
 
-.venv/.test-ready: pyproject.toml $(CONSTRAINTS) | .venv/bin/python
+$(VENV)/.test-ready: pyproject.toml $(CONSTRAINTS) | $(VENV)/bin/python
 	$(PIP) --editable ".[figures,test]"
-	touch $@ .venv/.train-ready
+	touch $@ $(VENV)/.train-ready

@@ -1,12 +1,8 @@
-"""What tests compile lies in a folder of their run, for all its processes; nothing enters the user's cache."""
+"""What the tests compile is kept in `.cache` between runs, for all their processes; nothing enters the user's cache."""
 
-import atexit
 import os
-import shutil
-import tempfile
+from pathlib import Path
 
-if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # in the first of the processes, whose environment the others have
-    _folder = tempfile.mkdtemp(prefix="jax-arcface-tests-")
-    atexit.register(shutil.rmtree, _folder, ignore_errors=True)
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = _folder
-    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
+# JAX reads these when it is imported, and the processes that tests start inherit them.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parent / ".cache" / "jax"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")

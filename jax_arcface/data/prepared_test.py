@@ -7,6 +7,7 @@ from jax_arcface import data
 from jax_arcface.data.conftest import REAL, assert_same, needs_files
 
 
+@pytest.mark.slow
 @needs_files
 @pytest.mark.parametrize(("name", "file_format"), [("mnist", "tfrecord"), ("cifar10", "array_record")])
 def test_tfds_gives_the_same_arrays_in_the_same_order(name, file_format, cache, tmp_path):

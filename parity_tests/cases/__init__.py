@@ -31,6 +31,7 @@ class Case:
       measure: gives the differences; raises `Unavailable` where it cannot. All values compared are to be finite: what
         is NaN or infinite on both sides is an infinite error.
       covers: public names that are compared.
+      slow: left to `make test-all`.
     """
 
     what: str
@@ -40,6 +41,7 @@ class Case:
     measure: Callable[[], Iterable[Difference]]
     unit: Unit = "relative"
     covers: tuple[str, ...] = ()
+    slow: bool = False
 
     def __str__(self) -> str:
         return f"{self.what}, {self.dtype}"

@@ -127,7 +127,12 @@ def _measured(text: str, subcenters: int, dtype: str, policy: str = "wrap") -> I
 CASES = [
     *(
         Case(
-            f"loss {text}", "objective", dtype, **bound_of(dtype), measure=functools.partial(_measured, text, 1, dtype)
+            f"loss {text}",
+            "objective",
+            dtype,
+            **bound_of(dtype),
+            measure=functools.partial(_measured, text, 1, dtype),
+            slow=dtype == "float32",
         )
         for dtype in ("float64", "float32")
         for text in words()
