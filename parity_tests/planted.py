@@ -272,7 +272,7 @@ ERRORS = (
     ),
     Planted(
         "prototypes detached from their gradient",
-        "jax_arcface/losses/softmax.py",
+        "jax_arcface/losses/vectors.py",
         "normalize(prototypes.reshape(-1, prototypes.shape[-1]))",
         "normalize(jax.lax.stop_gradient(prototypes.reshape(-1, prototypes.shape[-1])))",
         ("losses", "heads"),

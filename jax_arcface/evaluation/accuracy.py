@@ -10,7 +10,8 @@ from jax.typing import ArrayLike
 
 from jax_arcface.losses.fused import chosen_loss, has_many_cosines, nearest_class
 from jax_arcface.losses.margins import Margin
-from jax_arcface.losses.softmax import checked_labels, cosines, linear_logits, normalize
+from jax_arcface.losses.softmax import linear_logits
+from jax_arcface.losses.vectors import checked_labels, cosines, normalize
 
 
 def predict(

@@ -15,16 +15,8 @@ from jax.typing import ArrayLike
 
 from jax_arcface.losses import checks
 from jax_arcface.losses.margins import BeyondPi, Margin, angles
-from jax_arcface.losses.softmax import (
-    checked_labels,
-    cosines,
-    lengths,
-    margin_logits,
-    margin_softmax_loss,
-    own_class,
-    softmax_loss,
-    with_own_class,
-)
+from jax_arcface.losses.softmax import margin_logits, margin_softmax_loss, softmax_loss
+from jax_arcface.losses.vectors import checked_labels, cosines, lengths, own_class, with_own_class
 
 _ARCFACE = Margin.arcface()
 

@@ -30,7 +30,8 @@ from jax.typing import ArrayLike, DTypeLike
 from jax_arcface.cpu.products import product
 from jax_arcface.losses import checks
 from jax_arcface.losses.margins import Margin, target_cosine
-from jax_arcface.losses.softmax import checked_labels, checked_vectors, margin_softmax_loss, normalize
+from jax_arcface.losses.softmax import margin_softmax_loss
+from jax_arcface.losses.vectors import checked_labels, checked_vectors, normalize
 
 _MIB = 2**20
 # From so many cosines on, B x C x K, the fused loss takes about as much time as the dense one, or less, and less memory

@@ -16,7 +16,7 @@ from jax.typing import ArrayLike
 
 from jax_arcface.losses import checks
 from jax_arcface.losses.margins import angles
-from jax_arcface.losses.softmax import bounded, checked_labels, cosines, squared_distances, upcast
+from jax_arcface.losses.vectors import bounded, checked_labels, cosines, squared_distances, upcast
 
 Distance = Literal["l2", "angular"]
 Mining = Literal["all", "hard", "semi_hard"]

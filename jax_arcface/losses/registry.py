@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jax_arcface.errors import UserError, nearest
-from jax_arcface.losses import adaptive, fused, pairs, regularizers, softmax
+from jax_arcface.losses import adaptive, fused, pairs, regularizers, softmax, vectors
 from jax_arcface.losses.margins import Margin
 
 State = dict[str, Array]
@@ -675,7 +675,7 @@ def total_loss(objective: Objective, inputs: Inputs, states: Mapping[str, State]
     0.5514
     """
     # once for all terms, so that their gradients are added up in float32
-    inputs = inputs._replace(embeddings=softmax.upcast(inputs.embeddings))
+    inputs = inputs._replace(embeddings=vectors.upcast(inputs.embeddings))
     total: Array | float = 0.0
     new: dict[str, State] = {}
     correct: Array | None = None

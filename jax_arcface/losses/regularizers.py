@@ -13,7 +13,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from jax_arcface.losses.margins import angles
-from jax_arcface.losses.softmax import (
+from jax_arcface.losses.vectors import (
     bounded,
     checked_labels,
     checked_vectors,

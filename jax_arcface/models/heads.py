@@ -12,7 +12,8 @@ from jax import Array
 from jax_arcface.losses import checks
 from jax_arcface.losses.fused import chosen_loss
 from jax_arcface.losses.margins import Margin
-from jax_arcface.losses.softmax import cosines, margin_logits
+from jax_arcface.losses.softmax import margin_logits
+from jax_arcface.losses.vectors import cosines
 
 if TYPE_CHECKING:
     from jax_arcface.losses.registry import Objective

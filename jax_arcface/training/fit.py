@@ -29,7 +29,8 @@ from jax_arcface.evaluation import accuracy, class_means
 from jax_arcface.losses.fused import has_many_cosines, nearest_class
 from jax_arcface.losses.margins import Margin
 from jax_arcface.losses.registry import Inputs, State, initial_states, total_loss
-from jax_arcface.losses.softmax import cosines, linear_logits
+from jax_arcface.losses.softmax import linear_logits
+from jax_arcface.losses.vectors import cosines
 from jax_arcface.models import backbones, weights
 from jax_arcface.models.backbones import ImageShape
 from jax_arcface.models.heads import Head
