@@ -37,6 +37,6 @@ $(VENV)/.train-ready: pyproject.toml $(CONSTRAINTS) | $(VENV)/bin/python
 	$(PIP) --editable ".[figures,cpu]"
 	touch $@
 
-$(VENV)/.test-ready: pyproject.toml $(CONSTRAINTS) | $(VENV)/bin/python
-	$(PIP) --editable ".[figures,test]"
+$(VENV)/.test-ready: pyproject.toml torch_reference/pyproject.toml $(CONSTRAINTS) | $(VENV)/bin/python
+	$(PIP) --editable ".[test]" --editable "./torch_reference[figures,tensorboard]"
 	touch $@ $(VENV)/.train-ready
