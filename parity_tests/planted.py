@@ -80,14 +80,14 @@ ERRORS = (
     ),
     Planted(
         "length of a vector detached from its gradient",
-        "torch_reference/losses/softmax.py",
+        "torch_reference/losses/vectors.py",
         "torch.where(is_zero, 1.0, squared).sqrt()",
         "torch.where(is_zero, 1.0, squared).sqrt().detach()",
         ("losses", "heads"),
     ),
     Planted(
         "second of two equal sub-centres takes the gradient",
-        "torch_reference/losses/softmax.py",
+        "torch_reference/losses/vectors.py",
         ".max(dim=2).values",
         ".flip(2).max(dim=2).values",
         ("losses",),

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from torch_reference.losses.margins import Margin
-from torch_reference.losses.softmax import checked_labels, cosines, linear_logits, margin_softmax_loss, normalize
+from torch_reference.losses.softmax import linear_logits, margin_softmax_loss
+from torch_reference.losses.vectors import checked_labels, cosines, normalize
 
 Array = Tensor | np.ndarray
 

@@ -12,16 +12,16 @@ from torch import Tensor
 
 from torch_reference.losses import checks
 from torch_reference.losses.margins import Margin, angles, target_cosine
-from torch_reference.losses.softmax import (
-    checked_labels,
+from torch_reference.losses.softmax import cross_entropies, margin_logits
+from torch_reference.losses.vectors import (
+    check_shapes,
     cosines,
     lengths,
-    margin_softmax_loss,
     own_class,
-    softmax_loss,
     upcast,
     with_own_class,
 )
+from torch_reference.losses.weighting import Batch, Reduction, counted
 
 _ARCFACE = Margin.arcface()
 
@@ -41,21 +41,29 @@ def initial_adacos_scale(num_classes: int) -> float:
 
 
 def adacos_loss(
-    embeddings: Tensor, prototypes: Tensor, labels: Tensor, scale: Tensor | float, label_smoothing: float = 0.0
+    embeddings: Tensor,
+    prototypes: Tensor,
+    labels: Tensor,
+    scale: Tensor | float,
+    label_smoothing: float = 0.0,
+    *,
+    reduction: Reduction = "mean",
+    weights: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """AdaCos: the normalised softmax with a scale from the batch (Zhang et al., CVPR 2019).
 
-    With B the mean over the batch of sum_{j != y} exp(s cos(theta_j)), by the scale s of the step before, and M the
-    median of theta_y, the new scale is log(B) / cos(min(pi / 4, M)), and here at least log(C - 1) / 2: no fixed point
-    of the rule is smaller, but one step may otherwise end below 0. The logits take it as a constant.
+    With B the weighted mean over the batch of sum_{j != y} exp(s cos(theta_j)), by the scale s of the step before, and
+    M the median of theta_y over the examples of weight above 0, the new scale is log(B) / cos(min(pi / 4, M)), and here
+    at least log(C - 1) / 2: no fixed point of the rule is smaller, but one step may otherwise end below 0. The logits
+    take it as a constant.
 
     Args:
       embeddings: [B, D]. prototypes: [C, D] or [C, K, D], C >= 3. labels: [B], integers in [0, C).
       scale: s of the step before, > 0; `initial_adacos_scale` at first.
-      label_smoothing: as in `softmax_loss`.
+      label_smoothing, reduction, weights: as in `softmax_loss`.
 
     Returns:
-      The loss and the new scale, both scalars.
+      The loss, [B] without reduction, and the new scale, a scalar: the old one where no example has a weight.
 
     Raises:
       ValueError, TypeError: as `margin_logits`; a scale that is not > 0, fewer than three classes.
@@ -65,17 +73,26 @@ def adacos_loss(
     (tensor(0.6931), tensor(0.6931))
     """
     checks.positive(scale=scale)
-    cosine = cosines(embeddings, prototypes)
-    batch, classes = cosine.shape
-    labels = checked_labels(labels, batch, classes)
+    check_shapes(embeddings, prototypes)
+    classes = len(prototypes)
     if classes < 3:
         raise ValueError(f"there are {classes} classes; AdaCos needs at least 3")
-    with torch.no_grad():
-        others = with_own_class(scale * cosine, labels, torch.full_like(cosine[:, 0], -math.inf))
-        log_b = others.logsumexp(dim=(0, 1)) - math.log(batch)
-        median = angles(own_class(cosine, labels)).quantile(0.5)
-        new_scale = (log_b / median.clamp(max=math.pi / 4).cos()).clamp(min=math.log(classes - 1) / 2)
-    return softmax_loss(new_scale * cosine, labels, label_smoothing), new_scale
+    labels, batch = counted(labels, len(embeddings), classes, weights, reduction)
+    cosine = cosines(batch.rows(embeddings), prototypes)
+    new_scale = _adacos_scale(cosine, labels, scale, batch.weights)
+    return batch.reduce(cross_entropies(new_scale * cosine, labels, label_smoothing)), new_scale
+
+
+@torch.no_grad()
+def _adacos_scale(cosine: Tensor, labels: Tensor, scale: Tensor | float, weights: Tensor) -> Tensor:
+    if len(labels) == 0:
+        return torch.as_tensor(scale, dtype=cosine.dtype, device=cosine.device)
+    w = weights.to(cosine.dtype)
+    others = with_own_class(scale * cosine, labels, torch.full_like(cosine[:, 0], -math.inf))
+    log_b = (others + w.log().unsqueeze(1)).logsumexp(dim=(0, 1)) - w.sum().log()
+    median = angles(own_class(cosine, labels)).quantile(0.5)
+    classes = cosine.shape[1]
+    return (log_b / median.clamp(max=math.pi / 4).cos()).clamp(min=math.log(classes - 1) / 2)
 
 
 def curricularface_loss(
@@ -87,12 +104,15 @@ def curricularface_loss(
     scale: float = 64.0,
     rate: float = 0.01,
     label_smoothing: float = 0.0,
+    *,
+    reduction: Reduction = "mean",
+    weights: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """CurricularFace: a margin softmax that stresses hard negatives the more, the further the training is.
 
     Huang et al., CVPR 2020, equations 10 to 13: the own class has the logit s psi(theta_y); a hard one, whose
     cos(theta_j) > psi(theta_y), has s cos(theta_j) (t + cos(theta_j)); and the others have s cos(theta_j). Before that
-    t moves to rate mean(cos(theta_y)) + (1 - rate) t, a constant for the gradient.
+    t moves to rate mean(cos(theta_y)) + (1 - rate) t, the weighted mean of the batch, a constant for the gradient.
 
     Args:
       embeddings: [B, D]. prototypes: [C, D] or [C, K, D]. labels: [B], integers in [0, C).
@@ -100,10 +120,10 @@ def curricularface_loss(
       margin: of psi.
       scale: s, > 0.
       rate: the share of the batch in the new t, in [0, 1].
-      label_smoothing: as in `softmax_loss`.
+      label_smoothing, reduction, weights: as in `softmax_loss`.
 
     Returns:
-      The loss and the new t, both scalars.
+      The loss, [B] without reduction, and the new t, a scalar: the old one where no example has a weight.
 
     Raises:
       ValueError, TypeError: as `margin_logits`; a rate outside [0, 1].
@@ -115,14 +135,16 @@ def curricularface_loss(
     """
     checks.positive(scale=scale)
     checks.share(rate=rate)
-    cosine = cosines(embeddings, prototypes)
-    labels = checked_labels(labels, *cosine.shape)
+    check_shapes(embeddings, prototypes)
+    labels, batch = counted(labels, len(embeddings), len(prototypes), weights, reduction)
+    cosine = cosines(batch.rows(embeddings), prototypes)
     own = own_class(cosine, labels)
-    psi = target_cosine(own, margin)
-    new_t = rate * own.detach().mean() + (1 - rate) * t
+    psi = target_cosine(own, batch.margins(margin))
+    new_t = _moved(t, batch.mean(own.detach()), rate if len(own) else 0.0)
     is_hard = cosine > psi.unsqueeze(1)
     cosine = torch.where(is_hard, cosine * (new_t + cosine), cosine)
-    return softmax_loss(scale * with_own_class(cosine, labels, psi), labels, label_smoothing), new_t
+    logits = scale * with_own_class(cosine, labels, psi)
+    return batch.reduce(cross_entropies(logits, labels, label_smoothing)), new_t
 
 
 def magface_loss(
@@ -137,6 +159,9 @@ def magface_loss(
     scale: float = 64.0,
     beyond_pi: str = "monotone",
     label_smoothing: float = 0.0,
+    *,
+    reduction: Reduction = "mean",
+    weights: Tensor | None = None,
 ) -> Tensor:
     """MagFace: an angular margin that grows with the embedding's length, and a reward for length.
 
@@ -148,13 +173,13 @@ def magface_loss(
       embeddings: [B, D], whose length counts. prototypes: [C, D] or [C, K, D]. labels: [B], integers in [0, C).
       low, high: margins of the shortest and of the longest embedding, in radians, between -pi and pi.
       shortest, longest: lengths, 0 < shortest < longest.
-      weight: of the mean of g, >= 0.
+      weight: of g, >= 0; not to be confused with `weights`.
       scale: s, > 0.
       beyond_pi: as in `Margin`.
-      label_smoothing: as in `softmax_loss`.
+      label_smoothing, reduction, weights: as in `softmax_loss`.
 
     Returns:
-      A scalar, float32 (float64 for float64).
+      A scalar, or [B] without reduction, float32 (float64 for float64).
 
     Raises:
       ValueError, TypeError: margins, lengths or a weight out of range or order, or as `margin_logits`.
@@ -169,12 +194,14 @@ def magface_loss(
     checks.angle(low=low, high=high)
     if not shortest < longest:
         raise ValueError(f"shortest is {shortest}; it must be below longest, {longest}")
-    x = upcast(embeddings)
+    check_shapes(embeddings, prototypes)
+    labels, batch = counted(labels, len(embeddings), len(prototypes), weights, reduction)
+    x = upcast(batch.rows(embeddings))
     a = lengths(x).clamp(shortest, longest)
     margin = low + (high - low) * (a - shortest) / (longest - shortest)
     g = a / longest**2 + 1 / a
-    loss = margin_softmax_loss(x, prototypes, labels, Margin(m2=margin, beyond_pi=beyond_pi), scale, label_smoothing)
-    return loss + weight * g.mean()
+    logits = margin_logits(x, prototypes, labels, Margin(m2=margin, beyond_pi=beyond_pi), scale)
+    return batch.reduce(cross_entropies(logits, labels, label_smoothing) + weight * g)
 
 
 def adaface_loss(
@@ -188,25 +215,30 @@ def adaface_loss(
     rate: float = 0.01,
     scale: float = 64.0,
     label_smoothing: float = 0.0,
+    *,
+    reduction: Reduction = "mean",
+    weights: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """AdaFace: a margin that stresses hard examples of good quality and easy ones of bad quality.
 
-    Kim et al., CVPR 2022. The length n = |x|, clipped to [0.001, 100] and a constant for the
-    gradient, stands for quality. Its running mean and standard deviation move by `rate` to those of the batch; then
+    Kim et al., CVPR 2022. The length n = |x|, clipped to [0.001, 100] and a constant for the gradient, stands for
+    quality. Its running mean and standard deviation move by `rate` to those of the batch: with weights w and
+    W = sum(w), the mean sum(w n) / W and the variance sum(w (n - mean)^2) / (W - sum(w^2) / W). Then
     z = clip((n - mean) / (std + 0.001) h, -1, 1), and the own logit is
     s (cos(clip(theta - m z, 0, pi)) - m z - m), the angle being clipped here.
 
     Args:
       embeddings: [B, D]. prototypes: [C, D] or [C, K, D]. labels: [B], integers in [0, C).
-      mean, std: of the step before; 20 and 100 at first. Of a batch of one the standard deviation counts as 0.
+      mean, std: of the step before; 20 and 100 at first. Of a single example the standard deviation counts as 0.
       m: the margin, >= 0.
       h: how far the quality of an example changes it, >= 0.
       rate: the share of the batch in the new mean and standard deviation, in [0, 1].
       scale: s, > 0.
-      label_smoothing: as in `softmax_loss`.
+      label_smoothing, reduction, weights: as in `softmax_loss`.
 
     Returns:
-      The loss, the new mean and the new standard deviation, all scalars.
+      The loss, [B] without reduction, the new mean and the new standard deviation, both scalars: the old ones where no
+      example has a weight.
 
     Raises:
       ValueError, TypeError: as `margin_logits`; m, h or a rate out of range.
@@ -218,13 +250,30 @@ def adaface_loss(
     checks.positive(scale=scale)
     checks.at_least_zero(m=m, h=h)
     checks.share(rate=rate)
-    cosine = cosines(embeddings, prototypes)
-    labels = checked_labels(labels, *cosine.shape)
-    n = lengths(embeddings.detach()).clamp(0.001, 100)
-    deviation = n.std() if len(n) > 1 else torch.zeros_like(n[0])
-    new_mean = rate * n.mean() + (1 - rate) * mean
-    new_std = rate * deviation + (1 - rate) * std
+    check_shapes(embeddings, prototypes)
+    labels, batch = counted(labels, len(embeddings), len(prototypes), weights, reduction)
+    x = batch.rows(embeddings)
+    cosine = cosines(x, prototypes)
+    n = lengths(x.detach()).clamp(0.001, 100)
+    rate = rate if len(n) else 0.0
+    new_mean = _moved(mean, batch.mean(n), rate)
+    new_std = _moved(std, _deviation(n, batch), rate)
     z = ((n - new_mean) / (new_std + 0.001) * h).clamp(-1, 1)
     theta = angles(own_class(cosine, labels))
     psi = (theta - m * z).clamp(0, math.pi).cos() - m * z - m
-    return softmax_loss(scale * with_own_class(cosine, labels, psi), labels, label_smoothing), new_mean, new_std
+    losses = cross_entropies(scale * with_own_class(cosine, labels, psi), labels, label_smoothing)
+    return batch.reduce(losses), new_mean, new_std
+
+
+def _deviation(n: Tensor, batch: Batch) -> Tensor:
+    """The standard deviation of the sample; 0 of a single example."""
+    if len(n) < 2:
+        return n.new_zeros(())
+    w = batch.weights.to(n.dtype)
+    squares = (w * (n - batch.mean(n)).square()).sum()
+    return (squares / (w.sum() - w.square().sum() / w.sum())).sqrt()
+
+
+def _moved(old: Tensor | float, new: Tensor, rate: float) -> Tensor:
+    """A running value after a step."""
+    return rate * new + (1 - rate) * old

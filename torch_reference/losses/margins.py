@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from numbers import Real
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from torch_reference.losses import checks
 
 BEYOND_PI = ("monotone", "linear", "wrap")
 GRADIENTS = ("exact", "straight_through")
@@ -31,6 +34,7 @@ class Margin:
 
     Raises:
       ValueError: a margin that is not finite or out of range, an unknown policy, or `"linear"` with m1 != 1.
+      TypeError: a margin that is no real number or tensor.
 
     >>> Margin.arcface()
     Margin(m1=1.0, m2=0.5, m3=0.0, beyond_pi='monotone', gradient='exact')
@@ -43,16 +47,22 @@ class Margin:
     gradient: str = "exact"
 
     def __post_init__(self) -> None:
-        for name, ok, rule in (
-            ("m1", math.isfinite, "a margin must be finite"),
-            ("m2", math.isfinite, "a margin must be finite"),
-            ("m3", math.isfinite, "a margin must be finite"),
+        for name, is_right, rule in (
             ("m1", lambda m: m > 0, "the multiplicative margin must be > 0"),
             ("m2", lambda m: abs(m) < math.pi, "the angular margin is in radians and must lie between -pi and pi"),
+            ("m3", lambda m: True, ""),
         ):
             margin = getattr(self, name)
-            # to look at a tensor is to wait for the device
-            if not isinstance(margin, Tensor) and not ok(margin):
+            if isinstance(margin, Tensor):
+                if margin.is_complex() or margin.dtype == torch.bool:
+                    raise TypeError(f"{name} has dtype {margin.dtype}; a margin must be real")
+                continue  # to look at its values is to wait for the device
+            if not isinstance(margin, Real):
+                raise TypeError(f"{name} is {margin!r}; a margin must be a number or a tensor")
+            number = checks.as_float(margin)
+            if not math.isfinite(number):
+                raise ValueError(f"{name} is {number}; a margin must be finite")
+            if not is_right(number):
                 raise ValueError(f"{name} is {margin}; {rule}")
         for name, known in (("beyond_pi", BEYOND_PI), ("gradient", GRADIENTS)):
             if getattr(self, name) not in known:

@@ -166,3 +166,25 @@ def test_presets():
 def test_a_bad_margin_is_refused(values, message):
     with pytest.raises(ValueError, match=message):
         Margin(**values)
+
+
+@pytest.mark.parametrize("name", ["m1", "m2", "m3"])
+@pytest.mark.parametrize(
+    ("value", "error"),
+    [
+        ("0.5", TypeError),
+        (None, TypeError),
+        (0.5 + 0j, TypeError),
+        ([0.5], TypeError),
+        (torch.tensor([0.5j]), TypeError),
+        (torch.tensor([True]), TypeError),
+        (float("nan"), ValueError),
+        (10**400, ValueError),
+        (-(10**400), ValueError),
+        (10**5000, ValueError),
+    ],
+    ids=["str", "None", "complex", "list", "complex tensor", "bool tensor", "nan", "huge", "-huge", "unprintable"],
+)
+def test_what_is_no_finite_number_is_no_margin(name, value, error):
+    with pytest.raises(error, match=f"^{name} "):
+        Margin(**{name: value})

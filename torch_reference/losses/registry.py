@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from torch_reference.errors import UserError, nearest
-from torch_reference.losses import adaptive, pairs, regularizers, softmax
+from torch_reference.losses import adaptive, pairs, regularizers, softmax, vectors
 from torch_reference.losses.margins import Margin
 
 State = dict[str, Tensor]
@@ -661,7 +661,7 @@ def total_loss(objective: Objective, inputs: Inputs, states: Mapping[str, State]
     (tensor(0.5514), {})
     """
     # once for all terms, so that their gradients are added up in float32
-    inputs = inputs._replace(embeddings=softmax.upcast(inputs.embeddings))
+    inputs = inputs._replace(embeddings=vectors.upcast(inputs.embeddings))
     total = torch.zeros((), device=inputs.embeddings.device)
     new: dict[str, State] = {}
     for term in objective.terms:

@@ -1,7 +1,8 @@
-"""Tests of losses.py: against float64 numpy written from equation 4 of the paper, and its limits."""
+"""Tests of softmax.py and vectors.py: against float64 numpy written from equation 4 of the paper, and its limits."""
 
 import math
 
+import mpmath
 import numpy as np
 import pytest
 import torch
@@ -10,15 +11,13 @@ from torch_reference.losses.margins import Margin
 from torch_reference.losses.softmax import (
     a_softmax_loss,
     annealed_lambda,
-    cosines,
-    lengths,
     linear_softmax_loss,
     margin_logits,
     margin_softmax_loss,
     modified_softmax_loss,
-    normalize,
     softmax_loss,
 )
+from torch_reference.losses.vectors import cosines, lengths, normalize
 
 
 def example(dtype=torch.float64, subcenters=None):
@@ -133,6 +132,42 @@ def test_a_narrow_dtype_is_widened_and_its_gradient_saturates(dtype):
     unit.backward(torch.tensor([0.0, -(2.0**40)]))
     assert vector.grad.tolist() == [0, -torch.finfo(dtype).max]
     assert vector.grad.dtype == dtype
+
+
+# one embedding at the angle theta to its class, others at 0.9 or 2 to theirs: the loss from 1e-14 down to 1e-50
+@pytest.mark.parametrize("theta", [0.3, 1e-2, 1e-3])
+@pytest.mark.parametrize("margin", [Margin.arcface(), Margin.cosface(), Margin.softmax()], ids=["m2", "m3", "none"])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_a_small_loss_keeps_its_digits_and_so_does_its_gradient(theta, margin, smoothing):
+    mpmath.mp.dps = 40
+    angles = (0.0, 0.9 + theta, 2.0 + theta)
+    w = torch.tensor([[math.cos(a), math.sin(a)] for a in angles], dtype=torch.float64)
+    x = torch.tensor([[math.cos(theta), math.sin(theta)]], dtype=torch.float64, requires_grad=True)
+
+    def exact(turned):
+        """Of the same numbers, the embedding being turned by an angle."""
+        direction = mpmath.atan2(x[0, 1].item(), x[0, 0].item()) + turned
+        cosine = [mpmath.cos(direction - mpmath.atan2(b, a)) for a, b in w.tolist()]
+        z = [64 * mpmath.cos(mpmath.acos(cosine[0]) + margin.m2) - 64 * margin.m3, 64 * cosine[1], 64 * cosine[2]]
+        of_each = [mpmath.log(sum(mpmath.exp(b - a) for b in z)) for a in z]
+        return (1 - smoothing) * of_each[0] + smoothing * sum(of_each) / 3
+
+    loss = margin_softmax_loss(x, w, torch.tensor([0]), margin, 64.0, smoothing)
+    loss.backward()
+    assert loss.item() == pytest.approx(float(exact(0)), rel=5e-12)
+    turned = (x.grad[0, 1] * x[0, 0] - x.grad[0, 0] * x[0, 1]).item()  # x is a unit vector
+    assert turned == pytest.approx(float(mpmath.diff(exact, 0)), rel=2e-9)
+
+    narrow = margin_softmax_loss(x.detach().float(), w.float(), torch.tensor([0]), margin, 64.0, smoothing)
+    assert narrow.item() == pytest.approx(float(exact(0)), rel=1e-3)
+
+
+def test_of_a_single_class_there_is_no_loss():
+    logits = torch.tensor([[3.0], [-1e30]], requires_grad=True)
+    loss = softmax_loss(logits, torch.tensor([0, 0]), 0.1)
+    loss.backward()
+    assert loss.item() == 0
+    assert not logits.grad.any()
 
 
 def test_the_nearest_subcenter_counts_and_the_first_of_equals_takes_the_gradient():
@@ -341,7 +376,7 @@ def test_mistakes_are_named(changes, error, message):
         (lambda x, w, y: a_softmax_loss(x, w, y, lam=math.inf), "lam is inf; it must be at least 0 and finite"),
         (
             lambda x, w, y: linear_softmax_loss(x, w, torch.zeros(3), y),
-            r"embeddings \(6, 5\), weights \(4, 5\) and bias \(3,\) do not fit",
+            r"embeddings \(6, 5\), prototypes \(4, 5\) and bias \(3,\) do not fit",
         ),
         (lambda x, w, y: linear_softmax_loss(x, w, torch.zeros(4), y + 3), r"labels must lie in \[0, 4\); found 6"),
         (lambda x, w, y: a_softmax_loss(x, w, y - 1), r"labels must lie in \[0, 4\); found -1"),

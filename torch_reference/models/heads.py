@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from torch_reference.losses import checks
 from torch_reference.losses.margins import Margin
-from torch_reference.losses.softmax import add_margin, cosines, linear_logits, margin_softmax_loss
+from torch_reference.losses.softmax import add_margin, linear_logits, margin_softmax_loss
+from torch_reference.losses.vectors import cosines
 
 
 class ArcFaceHead(nn.Module):

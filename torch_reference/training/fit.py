@@ -27,7 +27,7 @@ from torch_reference.errors import UserError
 from torch_reference.evaluation import accuracy, class_means
 from torch_reference.losses.margins import Margin
 from torch_reference.losses.registry import Inputs, State, initial_states, total_loss
-from torch_reference.losses.softmax import cosines
+from torch_reference.losses.vectors import cosines
 from torch_reference.models import weights
 from torch_reference.models.backbones import make_backbone, whitening_filters
 from torch_reference.models.heads import ClassHead
