@@ -59,9 +59,9 @@ def draw_embeddings(
       ImportError: matplotlib is not installed.
     """
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    figure = Figure(figsize=(11.5, 5.6), layout="constrained")
-    figure.get_layout_engine().set(h_pad=0.12)
+    figure = Figure(figsize=(11.5, 5.6), layout=ConstrainedLayoutEngine(h_pad=0.12))
     if title:
         figure.suptitle(title, fontsize=13)
     left, right = figure.subplots(1, 2, width_ratios=(1, 1.05))
@@ -193,7 +193,9 @@ def _draw_rings(axes: Any, radii: list[float], written: bool) -> None:
         axes.add_patch(Circle((0, 0), radius, fill=False, color="0.85", linewidth=0.8, zorder=0))
         if written:
             white = {"facecolor": "white", "edgecolor": "none", "pad": 1}
-            axes.text(0, -radius, f"{radius:g}", ha="center", va="center", color="0.5", fontsize=8, bbox=white, zorder=0)
+            axes.text(
+                0, -radius, f"{radius:g}", ha="center", va="center", color="0.5", fontsize=8, bbox=white, zorder=0
+            )
 
 
 def _draw_rose(axes: Any, plane: Plane, labels: np.ndarray, colours: np.ndarray) -> None:
