@@ -208,7 +208,7 @@ ERRORS = (
     ),
     Planted(
         "images resized by the bicubic filter",
-        "torch_reference/data/loading.py",
+        "torch_reference/data/images.py",
         "Image.Resampling.BILINEAR",
         "Image.Resampling.BICUBIC",
         ("data",),

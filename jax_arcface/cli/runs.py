@@ -15,8 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +23,11 @@ import jax
 import numpy as np
 import safetensors.numpy
 
+from jax_arcface import files
 from jax_arcface.data import Dataset
 from jax_arcface.errors import UserError
 from jax_arcface.files import atomic_write
+from jax_arcface.files import read_npz as read_npz
 from jax_arcface.models.weights import Weights
 from jax_arcface.training import config as configs
 from jax_arcface.training.config import TrainConfig
@@ -102,15 +103,12 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
       UserError: a line that is not the record of an epoch.
     """
     path = run / "metrics.jsonl"
-    records = []
-    for number, line in enumerate(path.read_bytes().splitlines() if path.exists() else [], start=1):
-        try:
-            record = json.loads(line)
-        except ValueError:
-            record = None
-        if not isinstance(record, dict) or not isinstance(record.get("step"), int):
+    if not path.exists():
+        return []
+    records = files.read_json_lines(path)
+    for number, record in enumerate(records, start=1):
+        if type(step := record.get("step")) is not int or step < 0:
             raise UserError(f"line {number} of {path} is not the record of an epoch: remove it")
-        records.append(record)
     return records
 
 
@@ -129,7 +127,7 @@ def read_weights(run: Path) -> Weights:
     path = run / "model.safetensors"
     if not path.is_file():
         raise UserError(f"{run} has no model.safetensors: its training has not ended; go on with it by --resume")
-    return _load(path)
+    return files.read_safetensors(path, kinds="f")
 
 
 def write_dataset(run: Path, dataset: Dataset, mean: np.ndarray, std: np.ndarray) -> None:
@@ -168,54 +166,13 @@ def read_dataset(run: Path) -> dict[str, Any]:
     path = run / "dataset.json"
     if not path.is_file():
         raise UserError(f"{run} is not a whole run directory: it has no dataset.json")
-    try:
-        described = json.loads(path.read_text())
-    except ValueError as error:
-        raise UserError(f"{path} is not JSON: {error}") from None
-    if not _is_description(described):
-        raise UserError(f"{path} must hold a JSON object with name, image_shape, class_names, mean and std")
-    return described
-
-
-def _is_description(value: Any) -> bool:
-    """Whether it is what `_described` gives, but for the numbers' values."""
-    match value:
-        case {
-            "name": str(),
-            "image_shape": [int(), int(), int() as channels],
-            "class_names": [*names],
-            "mean": [*mean],
-            "std": [*std],
-        }:
-            are_numbers = all(isinstance(number, int | float) for number in (*mean, *std))
-            return all(isinstance(name, str) for name in names) and are_numbers and len(mean) == len(std) == channels
-    return False
+    return files.read_dataset(path)
 
 
 def write_npz(path: Path, **arrays: np.ndarray) -> None:
     """Writes arrays as an `.npz` file, whole or not at all."""
     with atomic_write(path) as temporary, temporary.open("wb") as file:
         np.savez(file, allow_pickle=False, **arrays)
-
-
-def read_npz(path: Path, names: Sequence[str], optional: Sequence[str] = ()) -> dict[str, np.ndarray]:
-    """The arrays of these names, and of the `optional` ones those that are there.
-
-    Raises:
-      UserError: no such file, no `.npz` file, or an array that is missing.
-    """
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            missing = [name for name in names if name not in file]
-            if missing:
-                raise UserError(f"{path} has no array {missing[0]!r}; it must hold {', '.join(names)}")
-            return {name: file[name] for name in (*names, *optional) if name in file}
-    except UserError:
-        raise
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist") from None
-    except (OSError, EOFError, ValueError, zipfile.BadZipFile):
-        raise UserError(f"{path} is not an .npz file that can be read") from None
 
 
 def write_checkpoint(run: Path, state: Any) -> None:
@@ -238,7 +195,7 @@ def read_checkpoint(run: Path, template: Any) -> Any:
     paths = _checkpoints(run)
     if not paths:
         return None
-    leaves = _load(paths[-1])
+    leaves = files.read_safetensors(paths[-1])
     names = _named_leaves(template)
     if {n: np.shape(v) for n, v in names.items()} != {n: v.shape for n, v in leaves.items()}:
         raise UserError(f"{paths[-1]} does not fit the model of {run / 'config.json'}")
@@ -251,13 +208,6 @@ def _checkpoints(run: Path) -> list[Path]:
 
 def _named_leaves(tree: Any) -> dict[str, Any]:
     return {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
-
-
-def _load(path: Path) -> dict[str, np.ndarray]:
-    try:
-        return safetensors.numpy.load_file(path)
-    except (OSError, safetensors.SafetensorError) as error:
-        raise UserError(f"{path} is not a safetensors file that can be read ({error}): delete it") from None
 
 
 def _contiguous(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

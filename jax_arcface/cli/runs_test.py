@@ -164,7 +164,7 @@ def test_npz_comes_back_without_pickles(tmp_path):
 
 def test_npz_of_pickles_is_refused(tmp_path):
     np.savez(tmp_path / "arrays.npz", labels=np.array([{}], object))
-    with pytest.raises(UserError, match=r"not an \.npz file that can be read"):
+    with pytest.raises(UserError, match=r"arrays\.npz: labels is not an array of numbers"):
         runs.read_npz(tmp_path / "arrays.npz", ("labels",))
 
 
@@ -210,5 +210,5 @@ def test_checkpoint_of_another_model_is_named(template, run):
 
 def test_damaged_checkpoint_is_named(run):
     (run / "checkpoints" / "step_00000009.safetensors").write_bytes(b"\x08")
-    with pytest.raises(UserError, match=r"step_00000009\.safetensors is not a safetensors file .*: delete it$"):
+    with pytest.raises(UserError, match=r"step_00000009\.safetensors is not a safetensors file that can be read"):
         runs.read_checkpoint(run, state(0))

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from jax_arcface.data.datasets import Dataset, Split
+from jax_arcface.data.dataset import Dataset, Split
 
 _FORMAT = 1  # part of every entry's key: count up when what is decoded changes
 

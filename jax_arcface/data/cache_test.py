@@ -9,6 +9,7 @@ import pytest
 from jax_arcface import data
 from jax_arcface.data.cache import fingerprint, read_entry, write_entry
 from jax_arcface.data.conftest import assert_same, break_image, save_image
+from jax_arcface.errors import UserError
 
 
 def entries(cache):
@@ -98,7 +99,7 @@ def test_damaged_cache_is_decoded_again_and_repaired(damage, pets, cache):
 
 def test_failed_decoding_leaves_nothing_behind(pets, cache):
     break_image(pets)
-    with pytest.raises(data.DataError):
+    with pytest.raises(UserError):
         data.load(str(pets), cache_dir=cache)
     assert not cache.exists() or entries(cache) == []
 

@@ -12,6 +12,7 @@ from jax_arcface import data
 from jax_arcface.data.conftest import break_image, save_image
 
 # a folder as a data set
+from jax_arcface.errors import UserError
 
 
 def test_folder_with_both_splits(cache, tmp_path):
@@ -52,7 +53,7 @@ def test_folder_of_colours_and_sizes(cache, tmp_path):
     save_image(tmp_path / "train" / "a" / "1.png", colour)
     save_image(tmp_path / "train" / "b" / "1.png", grey)
     save_image(tmp_path / "test" / "a" / "1.jpeg", grey)
-    mixed = data.load(f"{tmp_path}/", image_size=9, cache_dir=cache)
+    mixed = data.load(f"{tmp_path}/", image_size=9, image_fit="stretch", cache_dir=cache)
     assert mixed.image_shape == (9, 9, 3)
     expected = Image.fromarray(colour.astype(np.uint8)).resize((9, 9), Image.Resampling.BILINEAR)
     np.testing.assert_array_equal(mixed.train.images[0], np.asarray(expected))
@@ -85,7 +86,7 @@ MISTAKES = {
     ),
     "sizes": (
         lambda root: save_image(root / "test" / "dog" / "1.png", np.zeros((4, 6))),
-        r"train/cat/1\.png is 8x8, \S*test/dog/1\.png is 6x4\): give --image-size N",
+        r"train/cat/1\.png is 8x8, \S*test/dog/1\.png is 6x4\): give an image size N",
     ),
     "one class": (lambda root: shutil.rmtree(root / "train" / "dog"), r"pets/train holds one class only \(cat\)"),
     "empty class": (lambda root: (root / "train" / "bird").mkdir(), r"train/bird holds no images \(\*\.png, "),
@@ -104,7 +105,7 @@ MISTAKES = {
 @pytest.mark.parametrize(("make", "message"), MISTAKES.values(), ids=MISTAKES.keys())
 def test_mistake_in_a_folder_is_named(make, message, pets, cache):
     make(pets)
-    with pytest.raises(data.DataError, match=message) as caught:
+    with pytest.raises(UserError, match=message) as caught:
         data.load(str(pets), cache_dir=cache)
     assert "\n" not in str(caught.value)
 
@@ -112,7 +113,7 @@ def test_mistake_in_a_folder_is_named(make, message, pets, cache):
 def test_folder_with_one_image_a_class_cannot_be_split(tmp_path, cache):
     for name in ("cat", "dog"):
         save_image(tmp_path / "pets" / name / "1.png", 1)
-    with pytest.raises(data.DataError, match="one image a class"):
+    with pytest.raises(UserError, match="one image a class"):
         data.load(str(tmp_path / "pets"), cache_dir=cache)
 
 
@@ -141,7 +142,7 @@ def test_image_is_converted_then_resized(mode, channels, tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (10, 14, 3), np.uint8)
     path = tmp_path / ("image.jpg" if mode == "CMYK" else "image.png")
     Image.fromarray(pixels).convert(mode).save(path)
-    names, images = data.read_images(path, (6, 9, channels))
+    names, images = data.read_images(path, (6, 9, channels), image_fit="stretch")
     assert (names, images.dtype) == ([path.name], np.uint8)
     expected = Image.open(path).convert("L" if channels == 1 else "RGB").resize((9, 6), Image.Resampling.BILINEAR)
     np.testing.assert_array_equal(images, np.asarray(expected).reshape(1, 6, 9, channels))
@@ -169,12 +170,12 @@ IMAGE_MISTAKES = {
     "not there": (lambda root: shutil.rmtree(root), r"pets is not there: give an image or a folder of images"),
     "no images": (
         lambda root: [shutil.rmtree(root / "train"), shutil.rmtree(root / "test")],
-        r"pets holds no images \(\*\.png, \*\.jpg, \*\.jpeg\)",
+        r"pets holds no images \(\*\.png, \*\.jpg, ",
     ),
     "unreadable image": (break_image, r"train/dog/1\.png is not an image that can be read"),
     "broken link": (
         lambda root: (root / "test" / "link.png").symlink_to("nothing"),
-        r"test/link\.png is not an image that can be read",
+        r"test/link\.png does not exist",
     ),
     "16 bits": MISTAKES["16 bits"],
 }
@@ -183,14 +184,14 @@ IMAGE_MISTAKES = {
 @pytest.mark.parametrize(("make", "message"), IMAGE_MISTAKES.values(), ids=IMAGE_MISTAKES.keys())
 def test_mistake_with_images_is_named(make, message, pets):
     make(pets)
-    with pytest.raises(data.DataError, match=message) as caught:
+    with pytest.raises(UserError, match=message) as caught:
         data.read_images(pets, (8, 8, 1))
     assert "\n" not in str(caught.value)
 
 
 def test_single_unreadable_file_is_named(tmp_path):
     (tmp_path / "notes.txt").write_text("hello")
-    with pytest.raises(data.DataError, match=r"notes\.txt is not an image that can be read"):
+    with pytest.raises(UserError, match=r"notes\.txt is not an image that can be read"):
         data.read_images(tmp_path / "notes.txt", (8, 8, 1))
 
 
@@ -203,7 +204,7 @@ def test_folder_that_cannot_be_listed_is_named(pets, monkeypatch):
         return scandir(path)
 
     monkeypatch.setattr(os, "scandir", refusing)
-    with pytest.raises(data.DataError, match=r"train/dog cannot be read|test/dog cannot be read"):
+    with pytest.raises(UserError, match=r"train/dog cannot be read|test/dog cannot be read"):
         data.read_images(pets, (8, 8, 1))
 
 

@@ -14,10 +14,11 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
-from jax_arcface.data.datasets import Dataset, Split
-from jax_arcface.data.errors import DataError, brief
+from jax_arcface.data.dataset import Dataset, Split
 from jax_arcface.data.images import bar
 from jax_arcface.data.published import PUBLISHED
+from jax_arcface.errors import UserError
+from jax_arcface.files import brief
 
 
 def prepare_tfds(
@@ -42,19 +43,19 @@ def prepare_tfds(
       The folder of the prepared data set.
 
     Raises:
-      DataError: another name, missing or damaged files, or TFDS is not installed.
+      UserError: another name, missing or damaged files, or TFDS is not installed.
 
     >>> prepare_tfds("digits", "data", "tfds")
     Traceback (most recent call last):
     ...
-    jax_arcface.data.errors.DataError: TFDS data sets can be prepared for mnist, cifar10, not for 'digits'
+    jax_arcface.errors.UserError: TFDS data sets can be prepared for mnist, cifar10, not for 'digits'
     """
     if name not in PUBLISHED:
-        raise DataError(f"TFDS data sets can be prepared for {', '.join(PUBLISHED)}, not for {name!r}")
+        raise UserError(f"TFDS data sets can be prepared for {', '.join(PUBLISHED)}, not for {name!r}")
     published = PUBLISHED[name]
     folder = Path(raw_dir) / published.folder
     if missing := published.missing(folder):
-        raise DataError(f"{folder} lacks {', '.join(missing)}")
+        raise UserError(f"{folder} lacks {', '.join(missing)}")
     try:
         import tensorflow_datasets as tfds
         from tensorflow_datasets.core.download import resource
@@ -78,7 +79,7 @@ def prepare_tfds(
                 published.unpack(functools.partial(published.read, folder), info.filename, unpacked)
             _build(builder, downloads)
     except ImportError as error:
-        raise DataError(f"{name} cannot be prepared: {_not_installed(error)}") from error
+        raise UserError(f"{name} cannot be prepared: {_not_installed(error)}") from error
     return Path(builder.data_path)
 
 
@@ -89,7 +90,7 @@ def find_prepared(name: str, tfds_dir: Path) -> Path | None:
 
 
 def download_prepared(name: str, tfds_dir: Path) -> Path:
-    """Has TFDS download and prepare the data set; gives its folder, or a DataError with the mere reason."""
+    """Has TFDS download and prepare the data set; gives its folder, or a UserError with the mere reason."""
     try:
         import tensorflow_datasets as tfds
 
@@ -97,11 +98,11 @@ def download_prepared(name: str, tfds_dir: Path) -> Path:
         _check_reachable(next(iter(builder.url_infos)))
         _build(builder)
     except ImportError as error:
-        raise DataError(_not_installed(error)) from error
-    except DataError:
+        raise UserError(_not_installed(error)) from error
+    except UserError:
         raise
     except Exception as error:  # whatever TFDS, TensorFlow or the network came up with
-        raise DataError(f"TFDS cannot download it ({brief(error)})") from error
+        raise UserError(f"TFDS cannot download it ({brief(error)})") from error
     return Path(builder.data_path)
 
 
@@ -114,13 +115,13 @@ def read_prepared(name: str, folder: Path, progress: bool) -> Dataset:
         splits = {split: _read_split(builder, split, progress) for split in ("train", "test")}
         class_names = tuple(builder.info.features["label"].names)
     except ImportError as error:
-        raise DataError(f"{folder} cannot be read: {_not_installed(error)}") from error
+        raise UserError(f"{folder} cannot be read: {_not_installed(error)}") from error
     except Exception as error:  # a damaged data set can raise anything
-        raise DataError(f"{folder} is not a TFDS data set that can be read ({brief(error)}): delete it") from error
+        raise UserError(f"{folder} is not a TFDS data set that can be read ({brief(error)}): delete it") from error
     for split, expected in PUBLISHED[name].content.items():
         found = _content(splits[split])
         if found != expected:
-            raise DataError(
+            raise UserError(
                 f"{folder} is not {name} as published: the SHA-256 of its {split} split is {found}, expected {expected}"
                 ": delete it"
             )
@@ -170,7 +171,7 @@ def _check_reachable(url: str) -> None:
     try:
         requests.head(url, timeout=10).close()
     except requests.RequestException as error:  # said at once: TFDS would try again for minutes
-        raise DataError(f"{urlsplit(url).hostname}, from where TFDS downloads it, cannot be reached") from error
+        raise UserError(f"{urlsplit(url).hostname}, from where TFDS downloads it, cannot be reached") from error
 
 
 def _not_installed(error: ImportError) -> str:

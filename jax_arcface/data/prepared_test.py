@@ -5,6 +5,7 @@ import pytest
 
 from jax_arcface import data
 from jax_arcface.data.conftest import REAL, assert_same, needs_files
+from jax_arcface.errors import UserError
 
 
 @pytest.mark.slow
@@ -27,7 +28,7 @@ def test_damaged_tfds_data_set_is_named(cache, tmp_path):
     prepared = tmp_path / "mnist" / "3.0.1"
     prepared.mkdir(parents=True)
     (prepared / "dataset_info.json").write_text("{}")
-    with pytest.raises(data.DataError, match=r"mnist/3\.0\.1 is not a TFDS data set that can be read"):
+    with pytest.raises(UserError, match=r"mnist/3\.0\.1 is not a TFDS data set that can be read"):
         data.load("mnist", tmp_path, cache_dir=cache)
 
 
@@ -36,7 +37,7 @@ def test_tfds_data_set_of_other_content_is_refused(cache, tmp_path):
     prepared = tmp_path / "mnist" / "3.0.1"
     build_little_mnist(prepared)
     with pytest.raises(
-        data.DataError,
+        UserError,
         match=r"mnist/3\.0\.1 is not mnist as published: the SHA-256 of its train split is \w+, expected edc0d109",
     ):
         data.load("mnist", tmp_path, cache_dir=cache)
@@ -67,10 +68,10 @@ def build_little_mnist(folder):
 
 
 def test_prepare_tfds_rejects_other_names(tmp_path):
-    with pytest.raises(data.DataError, match=r"mnist, cifar10, not for 'digits'"):
+    with pytest.raises(UserError, match=r"mnist, cifar10, not for 'digits'"):
         data.prepare_tfds("digits", tmp_path, tmp_path / "tfds")
 
 
 def test_prepare_tfds_names_missing_files(tmp_path):
-    with pytest.raises(data.DataError, match=r"MNIST/raw lacks train-images-idx3-ubyte\.gz, "):
+    with pytest.raises(UserError, match=r"MNIST/raw lacks train-images-idx3-ubyte\.gz, "):
         data.prepare_tfds("mnist", tmp_path, tmp_path / "tfds")

@@ -6,7 +6,10 @@ import dataclasses
 import gzip
 import hashlib
 import io
+import math
 import pickle
+import pickletools
+import re
 import types
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -14,8 +17,11 @@ from typing import Any
 
 import numpy as np
 
-from jax_arcface.data.datasets import Dataset, Split
-from jax_arcface.data.errors import DataError, brief
+from jax_arcface.data.dataset import Dataset, Split
+from jax_arcface.errors import UserError
+from jax_arcface.files import brief, read_bytes
+
+_MAX_BYTES = 2**28  # the largest published file has 31 million
 
 # Gives the content of the raw file of that name, its checksum verified.
 _ReadFile = Callable[[str], bytes]
@@ -47,23 +53,40 @@ class Published:
 
     def read(self, folder: Path, file: str) -> bytes:
         """The content of one of its files, the checksum verified."""
-        try:
-            content = (folder / file).read_bytes()
-        except OSError as error:
-            raise DataError(f"{folder / file} cannot be read ({brief(error)})") from error
+        content = read_bytes(folder / file, _MAX_BYTES)
         found, expected = hashlib.sha256(content).hexdigest(), self.sha256[file]
         if found != expected:
-            raise DataError(f"{folder / file} is damaged: its SHA-256 is {found}, expected {expected}: get it again")
+            raise UserError(f"{folder / file} is damaged: its SHA-256 is {found}, expected {expected}: get it again")
         return content
 
 
 def _decode_mnist(read: _ReadFile) -> Dataset:
     def split(prefix: str) -> Split:
-        images = np.frombuffer(gzip.decompress(read(f"{prefix}-images-idx3-ubyte.gz")), np.uint8, offset=16)
-        labels = np.frombuffer(gzip.decompress(read(f"{prefix}-labels-idx1-ubyte.gz")), np.uint8, offset=8)
-        return Split(images.reshape(-1, 28, 28, 1), labels.astype(np.int32))
+        images, labels = (
+            decode_idx(gzip.decompress(read(file)), file)
+            for file in (f"{prefix}-images-idx3-ubyte.gz", f"{prefix}-labels-idx1-ubyte.gz")
+        )
+        return Split(images[..., None], labels.astype(np.int32))
 
     return Dataset("mnist", split("train"), split("t10k"), tuple("0123456789"))
+
+
+def decode_idx(content: bytes, file: str) -> np.ndarray:
+    """The array in an IDX file of bytes (LeCun, "The MNIST database", file formats), uint8 of up to four axes.
+
+    Raises:
+      UserError: another type, or a size that is not the header's.
+
+    >>> decode_idx(b"\\0\\0\\x08\\1" + b"\\0\\0\\0\\2" + b"\\7\\3", "labels")
+    array([7, 3], dtype=uint8)
+    """
+    axes = content[3] if len(content) > 3 and content[:3] == b"\0\0\x08" else 0
+    if not 1 <= axes <= 4 or len(content) < 4 + 4 * axes:
+        raise UserError(f"{file} is not an IDX file of bytes: get it again")
+    shape = np.frombuffer(content, ">u4", axes, offset=4).tolist()
+    if math.prod(shape) != len(content) - 4 - 4 * axes:
+        raise UserError(f"{file} is damaged: it has {len(content):,} bytes for the shape {shape}: get it again")
+    return np.frombuffer(content, np.uint8, offset=4 + 4 * axes).reshape(shape)
 
 
 def _unpack_mnist(read: _ReadFile, download: str, path: Path) -> None:
@@ -101,15 +124,33 @@ def _unpack_cifar10(read: _ReadFile, download: str, path: Path) -> None:
         np.concatenate([labels[:, None], batch[b"data"]], axis=1).tofile(folder / f"{file}.bin")
 
 
+# What CIFAR-10's pickles consist of; others can take memory for what is not there, or refer to what is outside.
+_OPCODES = re.compile(
+    "PROTO|MARK|STOP|NONE|NEWTRUE|NEWFALSE|BININT[12]?|(SHORT_)?BINSTRING|EMPTY_(DICT|LIST|TUPLE)|TUPLE[123]?|APPENDS?|"
+    "SETITEMS?|(LONG_)?BIN(PUT|GET)|GLOBAL|REDUCE|BUILD"
+)
+_MAX_MEMO = 2**20  # entries; a pickle that names a later one makes room for all before it
+
+
+def _rebuild(kind: Any, shape: Any, dtype: Any) -> np.ndarray:
+    del kind, shape, dtype  # what comes next sets them, from the bytes that are there
+    return np.empty(0, np.uint8)
+
+
+def _dtype(name: Any, *rest: Any) -> Any:
+    if name not in (b"u1", "u1"):
+        raise pickle.UnpicklingError(f"it has an array of type {name}")
+    return np.dtype("u1")
+
+
 class _Unpickler(pickle.Unpickler):
-    """Admits what makes a numpy array of CIFAR-10's files, for a pickle can call anything that it can name."""
+    """Admits what makes a numpy array of bytes, for a pickle can call anything that it can name."""
 
     _ADMITTED: Mapping[tuple[str, str], Any] = types.MappingProxyType(
         {
-            # under numpy 2 the function stands in a private module; an array's own recipe leads to it
-            ("numpy.core.multiarray", "_reconstruct"): np.empty(0).__reduce__()[0],
+            ("numpy.core.multiarray", "_reconstruct"): _rebuild,
             ("numpy", "ndarray"): np.ndarray,
-            ("numpy", "dtype"): np.dtype,
+            ("numpy", "dtype"): _dtype,
         }
     )
 
@@ -120,11 +161,21 @@ class _Unpickler(pickle.Unpickler):
 
 
 def unpickle(content: bytes, file: str) -> dict[bytes, Any]:
-    """What a file of CIFAR-10 holds; it was pickled by Python 2, so its strings are bytes."""
+    """What a file of CIFAR-10 holds; it was pickled by Python 2, so its strings are bytes.
+
+    Raises:
+      UserError: anything else than a dict of text, numbers, lists and arrays of bytes.
+    """
     try:
-        return _Unpickler(io.BytesIO(content), encoding="bytes").load()
+        for opcode, argument, _ in pickletools.genops(content):
+            if not _OPCODES.fullmatch(opcode.name) or ("BINPUT" in opcode.name and int(argument or 0) > _MAX_MEMO):
+                raise pickle.UnpicklingError(f"it has a {opcode.name} {argument}")
+        batch = _Unpickler(io.BytesIO(content), encoding="bytes").load()
+        if not isinstance(batch, dict):
+            raise pickle.UnpicklingError(f"it is a {type(batch).__name__}")
     except Exception as error:  # a broken pickle can raise anything
-        raise DataError(f"{file} is not a batch of CIFAR-10 ({brief(error)}): get it again") from error
+        raise UserError(f"{file} is not a batch of CIFAR-10 ({brief(error)}): get it again") from error
+    return batch
 
 
 PUBLISHED: Mapping[str, Published] = types.MappingProxyType(

@@ -14,6 +14,7 @@ from PIL import Image
 from jax_arcface import data
 from jax_arcface.data.conftest import CIFAR10_FILES, MNIST_FILES, REAL, assert_same, fake_files, needs_files
 from jax_arcface.data.published import Published, unpickle
+from jax_arcface.errors import UserError
 
 
 def mnist_by_hand(prefix):
@@ -98,9 +99,7 @@ def test_second_start_decodes_nothing(name, cache, monkeypatch):
 def test_damaged_file_is_named_with_both_checksums(name, folder, files, cache, tmp_path):
     fake_files(tmp_path / folder, files)
     found = hashlib.sha256(b"not what was published").hexdigest()
-    with pytest.raises(
-        data.DataError, match=rf"{folder}/\S+ is damaged: its SHA-256 is {found}, expected [0-9a-f]{{64}}"
-    ):
+    with pytest.raises(UserError, match=rf"{folder}/\S+ is damaged: its SHA-256 is {found}, expected [0-9a-f]{{64}}"):
         data.load(name, tmp_path, cache_dir=cache)
     assert not cache.exists()
 
@@ -114,7 +113,7 @@ def test_one_flipped_bit_is_found_behind_a_filled_cache(cache, tmp_path):
     content[2000] ^= 1
     path.chmod(0o644)
     path.write_bytes(content)
-    with pytest.raises(data.DataError, match=r"t10k-labels-idx1-ubyte.gz is damaged: .* expected f7ae60f92e00ec6d"):
+    with pytest.raises(UserError, match=r"t10k-labels-idx1-ubyte.gz is damaged: .* expected f7ae60f92e00ec6d"):
         data.load("mnist", tmp_path, cache_dir=cache)
 
 
@@ -124,7 +123,7 @@ def test_one_flipped_bit_is_found_behind_a_filled_cache(cache, tmp_path):
     ids=["builtin", "os.system", "empty", "text", "truncated"],
 )
 def test_pickle_of_anything_else_is_refused(content):
-    with pytest.raises(data.DataError, match="data_batch_1 is not a batch of CIFAR-10"):
+    with pytest.raises(UserError, match="data_batch_1 is not a batch of CIFAR-10"):
         unpickle(content, "data_batch_1")
 
 
@@ -133,7 +132,7 @@ def test_pickle_that_calls_something_is_not_called(tmp_path):
         def __reduce__(self):
             return os.mkdir, (str(tmp_path / "sprung"),)
 
-    with pytest.raises(data.DataError, match="test_batch"):
+    with pytest.raises(UserError, match="test_batch"):
         unpickle(pickle.dumps(Trap(), protocol=2), "test_batch")
     assert not (tmp_path / "sprung").exists()
     pickle.load(io.BytesIO(pickle.dumps(Trap(), protocol=2)))  # the trap works

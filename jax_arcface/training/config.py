@@ -12,6 +12,7 @@ from typing import Any
 
 from jax_arcface.data.sampling import Augmentation
 from jax_arcface.errors import UserError, nearest
+from jax_arcface.files import read_json
 from jax_arcface.losses.margins import Margin
 from jax_arcface.losses.registry import Objective, parse
 
@@ -319,12 +320,4 @@ def read(path: Path, dataset: str | None = None, loss: str | None = None) -> Tra
     """
     if path.is_dir():
         path = path / "config.json"
-    try:
-        values = json.loads(path.read_text())
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from None
-    except ValueError as error:
-        raise UserError(f"{path} is not JSON: {error}") from None
-    if not isinstance(values, dict):
-        raise UserError(f"{path} must hold a JSON object of configuration fields")
-    return from_dict(values, str(path), dataset, loss)
+    return from_dict(read_json(path), str(path), dataset, loss)

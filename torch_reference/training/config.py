@@ -12,6 +12,7 @@ from typing import Any
 
 from torch_reference.data.sampling import Augmentation
 from torch_reference.errors import UserError, nearest
+from torch_reference.files import read_json
 from torch_reference.losses import margins
 from torch_reference.losses.margins import Margin
 from torch_reference.losses.registry import Objective, parse
@@ -323,12 +324,4 @@ def read(path: Path, dataset: str | None = None, loss: str | None = None) -> Tra
     """
     if path.is_dir():
         path = path / "config.json"
-    try:
-        values = json.loads(path.read_text())
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from None
-    except ValueError as error:
-        raise UserError(f"{path} is not JSON: {error}") from None
-    if not isinstance(values, dict):
-        raise UserError(f"{path} must hold a JSON object of configuration fields")
-    return from_dict(values, str(path), dataset, loss)
+    return from_dict(read_json(path), str(path), dataset, loss)

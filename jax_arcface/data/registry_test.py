@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from jax_arcface import data
-from jax_arcface.data import loading
+from jax_arcface.data import registry
 from jax_arcface.data.conftest import CIFAR10_FILES, MNIST_FILES, assert_same, fake_files
 from jax_arcface.errors import UserError
 
@@ -89,7 +89,7 @@ def test_digits_in_their_own_size_are_untouched(cache):
 
 def test_missing_files_are_named(cache, tmp_path):
     fake_files(tmp_path / "MNIST/raw", MNIST_FILES[:2])
-    with pytest.raises(data.DataError) as caught:
+    with pytest.raises(UserError) as caught:
         data.load("mnist", tmp_path, cache_dir=cache)
     message = str(caught.value)
     assert str(tmp_path / "MNIST/raw") in message
@@ -101,25 +101,25 @@ def test_data_dir_wins_over_the_environment(cache, tmp_path, monkeypatch):
     fake_files(tmp_path / "environment" / "MNIST/raw", MNIST_FILES)
     fake_files(tmp_path / "argument" / "MNIST/raw", MNIST_FILES)
     monkeypatch.setenv("ARCFACE_DATA_DIR", str(tmp_path / "environment"))
-    with pytest.raises(data.DataError, match=r"environment/MNIST/raw/\S+ is damaged"):
+    with pytest.raises(UserError, match=r"environment/MNIST/raw/\S+ is damaged"):
         data.load("mnist", cache_dir=cache)
-    with pytest.raises(data.DataError, match=r"argument/MNIST/raw/\S+ is damaged"):
+    with pytest.raises(UserError, match=r"argument/MNIST/raw/\S+ is damaged"):
         data.load("mnist", tmp_path / "argument", cache_dir=cache)
 
 
 @pytest.mark.parametrize("given", ["argument", "variable"])
 def test_a_data_folder_that_is_not_there_is_no_reason_to_look_elsewhere(given, cache, tmp_path, monkeypatch):
-    monkeypatch.setattr(loading, "find_prepared", lambda *_: pytest.fail("looked elsewhere"))
-    monkeypatch.setattr(loading, "download_prepared", lambda *_: pytest.fail("downloaded"))
+    monkeypatch.setattr(registry, "find_prepared", lambda *_: pytest.fail("looked elsewhere"))
+    monkeypatch.setattr(registry, "download_prepared", lambda *_: pytest.fail("downloaded"))
     monkeypatch.setenv("ARCFACE_DATA_DIR", str(tmp_path / "typo"))
-    with pytest.raises(data.DataError) as caught:
+    with pytest.raises(UserError) as caught:
         data.load("mnist", tmp_path / "typo" if given == "argument" else None, cache_dir=cache)
     assert_helps(str(caught.value), "mnist is not at hand: there is no folder", tmp_path / "typo")
 
 
 def assert_helps(message, *parts):
     assert "\n" not in message
-    for part in (*parts, "--data-dir", "ARCFACE_DATA_DIR"):
+    for part in (*parts, "data folder", "ARCFACE_DATA_DIR"):
         assert str(part) in message
 
 
@@ -132,14 +132,14 @@ def test_no_files_and_no_network(name, files, cache, tmp_path, monkeypatch):
 
     monkeypatch.setattr("requests.sessions.Session.request", unplugged)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(data.DataError) as caught:
+    with pytest.raises(UserError) as caught:
         data.load(name, tmp_path / "empty", cache_dir=cache)
     assert_helps(str(caught.value), name, tmp_path / "empty", *files, "the network is unplugged for this test")
 
 
 def test_no_files_and_no_tfds(cache, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
-    with pytest.raises(data.DataError) as caught:
+    with pytest.raises(UserError) as caught:
         data.load("mnist", cache_dir=cache)
     assert_helps(str(caught.value), "mnist", "no data folder", 'pip install "jax-arcface[tfds]"', *MNIST_FILES)
 
@@ -150,13 +150,13 @@ def test_no_files_and_no_tfds(cache, tmp_path, monkeypatch):
 @pytest.mark.parametrize(("name", "near"), [("minst", "mnist"), ("CIFAR-10", "cifar10"), ("digit", "digits")])
 def test_unknown_name_gets_the_nearest_and_all_known(name, near, cache, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(data.DataError, match=f"did you mean '{near}'.*digits, mnist, cifar10"):
+    with pytest.raises(UserError, match=f"did you mean '{near}'.*digits, mnist, cifar10"):
         data.load(name, cache_dir=cache)
 
 
 def test_unknown_name_like_no_other_gets_all_known(cache, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(data.DataError, match=r"^no data set is called 'imagenet': give one of digits, mnist, cifar10"):
+    with pytest.raises(UserError, match=r"^no data set is called 'imagenet': give one of digits, mnist, cifar10"):
         data.load("imagenet", cache_dir=cache)
 
 
@@ -169,22 +169,22 @@ def test_known_name_wins_over_a_folder_and_other_folders_need_no_separator(pets,
 
 @pytest.mark.parametrize("size", [0, -3])
 def test_image_size_must_be_positive(size, cache):
-    with pytest.raises(data.DataError, match=f"image size {size}"):
+    with pytest.raises(UserError, match=f"image size {size}"):
         data.load("digits", image_size=size, cache_dir=cache)
 
 
 @pytest.mark.parametrize("name", ["digits", "./pets"])
 def test_data_folder_without_effect_is_an_error(name, cache, tmp_path):
-    with pytest.raises(data.DataError, match="has no effect"):
+    with pytest.raises(UserError, match="has no effect"):
         data.load(name, tmp_path, cache_dir=cache)
 
 
 def test_data_error_is_a_value_error():
-    assert issubclass(data.DataError, ValueError)
+    assert issubclass(UserError, ValueError)
 
 
 def test_data_error_is_a_user_error():
-    assert issubclass(data.DataError, UserError)
+    assert issubclass(UserError, UserError)
 
 
 def test_progress_is_shown_on_request_only(pets, tmp_path, capsys):

@@ -11,14 +11,15 @@ import numpy as np
 import platformdirs
 
 from jax_arcface.data.cache import cached, fingerprint
-from jax_arcface.data.datasets import Dataset, Split, held_out
-from jax_arcface.data.errors import DataError
+from jax_arcface.data.dataset import Dataset, Split, held_out
 from jax_arcface.data.folders import load_folder
-from jax_arcface.data.images import resize
+from jax_arcface.data.images import FITS, resize
 from jax_arcface.data.prepared import download_prepared, find_prepared, read_prepared
 from jax_arcface.data.published import PUBLISHED
+from jax_arcface.errors import UserError, nearest
 
-DATASETS = ("digits", "mnist", "cifar10")
+# The data sets that have a name. A published one needs an entry in `published.PUBLISHED` and no more.
+DATASETS = ("digits", *PUBLISHED)
 
 _DIRECTORY_VARIABLE = "ARCFACE_DATA_DIR"
 
@@ -28,6 +29,7 @@ def load(
     data_dir: str | os.PathLike[str] | None = None,
     *,
     image_size: int | None = None,
+    image_fit: str = "crop",
     cache_dir: str | os.PathLike[str] | None = None,
     progress: bool = False,
 ) -> Dataset:
@@ -41,21 +43,24 @@ def load(
       that folder or in TFDS's own is read, and where there is none TFDS downloads it, into `data_dir` if given. The
       arrays are the same, bit for bit.
     - A path (with a separator, or an existing folder that is not called as above): `PATH/train/CLASS/*` and
-      `PATH/test/CLASS/*`, or `PATH/CLASS/*` with a seeded split, as *.png, *.jpg or *.jpeg. Images are grey (C = 1)
-      where all of them are, and RGB otherwise. Other files, hidden ones and folders inside a class's folder are
-      ignored.
+      `PATH/test/CLASS/*` (or val, valid, validation in the place of test), or `PATH/CLASS/*` with a seeded split.
+      Images are PNG, JPEG, WebP, BMP, PGM or PPM files; a GIF, TIFF, HEIF or AVIF is refused. They are turned upright
+      as their EXIF data say, and grey (C = 1) where all of them are stored so, RGB otherwise. Other files, hidden ones
+      and folders inside a class's folder are ignored.
 
     Args:
       name: one of `DATASETS`, or the path of a folder.
       data_dir: where the files of `mnist` and `cifar10` are.
       image_size: height and width that images are resized to, in pixels (Pillow's bilinear filter). The default is the
         size they have, which must be the same for all.
+      image_fit: what becomes of an image in a folder that is not square: `crop` cuts out the largest square about the
+        centre, `pad` adds black borders, `stretch` distorts it.
       cache_dir: where decoded arrays are kept; the default is `jax-arcface` in the user's cache folder. It may be
         deleted at any time. Where it cannot be written, arrays are kept in memory alone.
       progress: whether to show a bar on standard error while images are decoded.
 
     Raises:
-      DataError: an unknown name, missing or damaged files, or a folder that cannot be understood.
+      UserError: an unknown name, missing or damaged files, or a folder that cannot be understood.
 
     >>> digits = load("digits")
     >>> digits.train.images.shape, digits.test.images.shape, digits.num_classes
@@ -63,26 +68,34 @@ def load(
     >>> load("minst")
     Traceback (most recent call last):
     ...
-    jax_arcface.data.errors.DataError: no data set is called 'minst' (did you mean 'mnist'?): give one of digits, mnist,
+    jax_arcface.errors.UserError: no data set is called 'minst' (did you mean 'mnist'?): give one of digits, mnist,
     cifar10 or the path of a folder with one folder of images for each class
     """
     name = os.fspath(name)
     if image_size is not None and image_size < 1:
-        raise DataError(f"image size {image_size}: at least 1 pixel is needed")
+        raise UserError(f"image size {image_size}: at least 1 pixel is needed")
+    if image_fit not in FITS:
+        raise UserError(f"there is no image fit {image_fit!r}: {nearest(image_fit, FITS)}")
+    if image_fit != "crop" and (name in DATASETS or image_size is None):
+        raise UserError(f"the image fit {image_fit!r} has no effect " + _why_no_effect(name))
     cache = Path(platformdirs.user_cache_dir("jax-arcface", appauthor=False) if cache_dir is None else cache_dir)
     if name in PUBLISHED:
         return _load_published(name, data_dir, image_size, cache, progress)
     if data_dir is not None:
-        raise DataError(f"a data folder ({data_dir}) has no effect on {name!r}: leave it out")
+        raise UserError(f"a data folder ({data_dir}) has no effect on {name!r}: leave it out")
     if name == "digits":
         return resize(_digits(), image_size, progress)
     if "/" in name or os.sep in name or os.path.isdir(name):
-        return load_folder(Path(os.path.expanduser(name)), image_size, cache, progress)
+        return load_folder(Path(os.path.expanduser(name)), image_size, image_fit, cache, progress)
     near = difflib.get_close_matches(name.lower(), DATASETS, n=1)
-    raise DataError(
+    raise UserError(
         f"no data set is called {name!r}{f' (did you mean {near[0]!r}?)' if near else ''}: give one of "
         f"{', '.join(DATASETS)} or the path of a folder with one folder of images for each class"
     )
+
+
+def _why_no_effect(name: str) -> str:
+    return f"on {name}, whose images are square" if name in DATASETS else "without an image size"
 
 
 def _digits() -> Dataset:
@@ -128,18 +141,18 @@ def _find_published(name: str, data_dir: str | os.PathLike[str] | None) -> tuple
     given = data_dir or os.environ.get(_DIRECTORY_VARIABLE)
     root = Path(os.path.expanduser(given)) if given else None
     remedy = (
-        f"put {published.folder}/{{{', '.join(published.sha256)}}} in a folder and name that folder with --data-dir or "
+        f"put {published.folder}/{{{', '.join(published.sha256)}}} in a folder and give that as the data folder or in "
         f"the environment variable {_DIRECTORY_VARIABLE}"
     )
     if root is not None:
         if not root.is_dir():
-            raise DataError(f"{name} is not at hand: there is no folder {root}: {remedy}")
+            raise UserError(f"{name} is not at hand: there is no folder {root}: {remedy}")
         folder = root / published.folder
         missing = published.missing(folder)
         if not missing:
             return folder, True
         if len(missing) < len(published.sha256):
-            raise DataError(f"{folder} holds only some of the files of {name}: {', '.join(missing)} not found there")
+            raise UserError(f"{folder} holds only some of the files of {name}: {', '.join(missing)} not found there")
 
     # the default of TFDS, which reads it when it is imported
     tfds_dir = Path(os.path.expanduser(os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")))
@@ -149,8 +162,8 @@ def _find_published(name: str, data_dir: str | os.PathLike[str] | None) -> tuple
 
     try:
         return download_prepared(name, root if root and data_dir else tfds_dir), False
-    except DataError as error:
-        raise DataError(
+    except UserError as error:
+        raise UserError(
             f"{name} is not at hand: {'no data folder is given' if root is None else f'{root} does not hold it'}, and "
             f"{error}: {remedy}"
         ) from error

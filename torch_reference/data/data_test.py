@@ -14,6 +14,7 @@ from sklearn.datasets import load_digits
 
 from torch_reference import data
 from torch_reference.data import _torchvision
+from torch_reference.data.published import PUBLISHED
 from torch_reference.errors import UserError
 
 
@@ -127,7 +128,7 @@ def write_traps(root, sprung):
 
     folder = root / "cifar-10-batches-py"
     folder.mkdir(parents=True)
-    for file in data._PUBLISHED["cifar10"].sha256:
+    for file in PUBLISHED["cifar10"].sha256:
         (folder / file).write_bytes(pickle.dumps(Trap()))
     return folder
 
@@ -171,7 +172,7 @@ def test_nothing_is_written_into_a_folder_that_the_user_gave(name, given, tmp_pa
     folder = tmp_path / "nowhere"
     monkeypatch.setenv("ARCFACE_DATA_DIR", str(folder))
     for wrong in (r"there is no folder \S+/nowhere", r"\S+/nowhere does not hold it"):
-        message = rf"{name} is not at hand: {wrong}: put \S+/{{.*--data-dir or the environment variable"
+        message = rf"{name} is not at hand: {wrong}: put \S+/{{.*data folder or in the environment variable"
         with pytest.raises(UserError, match=message):
             data.load(name, folder if given == "data_dir" else None)
         assert list(tmp_path.rglob("*")) == ([folder] if folder.exists() else [])
@@ -239,7 +240,7 @@ def test_folder_of_colours_and_sizes(tmp_path):
     save_image(tmp_path / "train" / "a" / "1.png", colour)
     save_image(tmp_path / "train" / "b" / "1.png", grey)
     save_image(tmp_path / "test" / "a" / "1.jpeg", grey)
-    mixed = data.load(f"{tmp_path}/", image_size=9)
+    mixed = data.load(f"{tmp_path}/", image_size=9, image_fit="stretch")
     assert mixed.image_shape == (9, 9, 3)
     expected = Image.fromarray(colour.astype(np.uint8)).resize((9, 9), Image.Resampling.BILINEAR)
     np.testing.assert_array_equal(mixed.train.images[0], np.asarray(expected))
@@ -270,7 +271,7 @@ MISTAKES = {
     ),
     "sizes": (
         lambda root: save_image(root / "test" / "dog" / "1.png", np.zeros((4, 6))),
-        r"train/cat/1\.png is 8x8, \S*test/dog/1\.png is 6x4\): give --image-size N",
+        r"train/cat/1\.png is 8x8, \S*test/dog/1\.png is 6x4\): give an image size N",
     ),
     "one class": (lambda root: shutil.rmtree(root / "train" / "dog"), r"pets/train holds one class only \(cat\)"),
     "empty class": (lambda root: (root / "train" / "bird").mkdir(), r"train/bird holds no images \(\*\.png, "),
