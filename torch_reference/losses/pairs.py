@@ -48,7 +48,7 @@ def contrastive_loss(
       A scalar, or [B] without reduction, float32 (float64 for float64).
 
     Raises:
-      ValueError: an empty batch, shapes that do not fit, an unknown distance, an m that is negative or not
+      ValueError: shapes that do not fit, an unknown distance, an m that is negative or not
         finite, or as `softmax_loss`.
       TypeError: labels that are not integers, or complex numbers.
 
@@ -100,7 +100,7 @@ def triplet_loss(
       A scalar, or [B] without reduction, float32 (float64 for float64); 0 where there is no triplet.
 
     Raises:
-      ValueError: an empty batch, shapes that do not fit, an unknown distance or mining, an m that is negative
+      ValueError: shapes that do not fit, an unknown distance or mining, an m that is negative
         or not finite, or as `softmax_loss`.
       TypeError: labels that are not integers, or complex numbers.
 
@@ -163,7 +163,7 @@ def circle_loss(
       A scalar, or [B] without reduction, float32 (float64 for float64); 0 where there is no such anchor.
 
     Raises:
-      ValueError: an empty batch, shapes that do not fit, a parameter out of range, or as `softmax_loss`.
+      ValueError: shapes that do not fit, a parameter out of range, or as `softmax_loss`.
       TypeError: labels that are not integers, or complex numbers.
 
     >>> x, y = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]]), torch.tensor([0, 0, 1])
@@ -211,7 +211,7 @@ def multi_similarity_loss(
       A scalar, or [B] without reduction, float32 (float64 for float64).
 
     Raises:
-      ValueError: an empty batch, shapes that do not fit, a parameter out of range, or as `softmax_loss`.
+      ValueError: shapes that do not fit, a parameter out of range, or as `softmax_loss`.
       TypeError: labels that are not integers, or complex numbers.
 
     >>> x, y = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]]), torch.tensor([0, 0, 1])
@@ -254,7 +254,7 @@ def supcon_loss(
       A scalar, or [B] without reduction, float32 (float64 for float64); 0 where no class has two examples.
 
     Raises:
-      ValueError: an empty batch, shapes that do not fit, a parameter out of range, or as `softmax_loss`.
+      ValueError: shapes that do not fit, a parameter out of range, or as `softmax_loss`.
       TypeError: labels that are not integers, or complex numbers.
 
     >>> x, y = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]]), torch.tensor([0, 0, 1])
@@ -296,7 +296,7 @@ def marginal_loss(
       A scalar, or [B] without reduction, float32 (float64 for float64); 0 for a batch of one.
 
     Raises:
-      ValueError: an empty batch, shapes that do not fit, a parameter out of range, or as `softmax_loss`.
+      ValueError: shapes that do not fit, a parameter out of range, or as `softmax_loss`.
       TypeError: labels that are not integers, or complex numbers.
 
     >>> x, y = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]]), torch.tensor([0, 0, 1])
@@ -339,7 +339,7 @@ def range_loss(
       A scalar, or [B] without reduction, float32 (float64 for float64).
 
     Raises:
-      ValueError: an empty batch, shapes that do not fit, a parameter out of range, or as `softmax_loss`.
+      ValueError: shapes that do not fit, a parameter out of range, or as `softmax_loss`.
       TypeError: labels that are not integers, or complex numbers.
 
     >>> x, y = torch.tensor([[0.0], [1.0], [3.0], [10.0]]), torch.tensor([0, 0, 0, 1])

@@ -293,9 +293,9 @@ OF_MANY_CLASSES = {"contrastive l2", "contrastive angular", "marginal", "range"}
 
 
 @pytest.mark.parametrize("name", list(ALL))
-@pytest.mark.parametrize("kind", ["one example", "one class", "each its own class"])
+@pytest.mark.parametrize("kind", ["no example", "one example", "one class", "each its own class"])
 def test_without_the_pairs_it_needs_a_loss_is_0_and_so_is_its_gradient(name, kind):
-    x = example(0.3)[0][: 1 if kind == "one example" else 4]
+    x = example(0.3)[0][: {"no example": 0, "one example": 1}.get(kind, 4)]
     y = torch.arange(len(x)) if kind == "each its own class" else torch.zeros(len(x), dtype=torch.int64)
     x.requires_grad_()
     loss = ALL[name](x, y)

@@ -43,7 +43,7 @@ def center_loss(
       A scalar, or [B] without reduction, float32 (float64 for float64).
 
     Raises:
-      ValueError: an empty batch, shapes that do not fit, a label outside [0, C), a negative weight, or an unknown
+      ValueError: shapes that do not fit, a label outside [0, C), a negative weight, or an unknown
         reduction.
       TypeError: labels that are not integers, or complex numbers.
 

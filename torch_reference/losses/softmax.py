@@ -119,17 +119,17 @@ def softmax_loss(
       logits: [B, C], any float dtype.
       labels: [B], integers in [0, C).
       label_smoothing: the share of the target distribution that is spread evenly over all classes, in [0, 1).
-      reduction: `"mean"`, sum(w l) / sum(w) over the examples' losses l, and 0 where all weights are 0; or `"none"`,
-        w l [B]. Without weights w = 1.
+      reduction: `"mean"`, sum(w l) / sum(w) over the examples' losses l; or `"none"`, w l [B]. Without weights w = 1.
       weights: w [B], >= 0, or a bool mask. An example of weight 0 counts as if it were not in the batch, whatever its
         label and its numbers are.
 
     Returns:
-      A scalar, or [B] without reduction, float32 (float64 for float64).
+      A scalar, or [B] without reduction, float32 (float64 for float64). The mean is 0 where all weights are 0 and
+      where the batch is empty.
 
     Raises:
-      ValueError: an empty batch, shapes that do not fit, a label outside [0, C), a label smoothing outside [0, 1), a
-        negative weight, or an unknown reduction.
+      ValueError: shapes that do not fit, a label outside [0, C), a label smoothing outside [0, 1), a negative weight,
+        or an unknown reduction.
       TypeError: labels that are not integers, or complex numbers.
 
     >>> softmax_loss(torch.zeros(2, 4), torch.tensor([0, 3]))  # log 4

@@ -69,7 +69,7 @@ def counted(
       weights: [B], numbers >= 0 or bool; None where all examples count alike.
 
     Raises:
-      ValueError: an empty batch, an unknown reduction, labels or weights of the wrong shape or out of range.
+      ValueError: an unknown reduction, labels or weights of the wrong shape or out of range.
       TypeError: labels that are not integers, complex weights.
 
     >>> labels, batch = counted(torch.tensor([2, 0, -1]), 3, 4, torch.tensor([0.5, 2.0, 0.0]), "none")
@@ -78,8 +78,6 @@ def counted(
     """
     if reduction not in _REDUCTIONS:
         raise ValueError(f"reduction is {reduction!r}; it must be one of {', '.join(map(repr, _REDUCTIONS))}")
-    if batch == 0:
-        raise ValueError("an empty batch has no loss: give at least one example")
     if weights is None:
         return checked_labels(labels, batch, classes), Batch(torch.ones(batch, device=labels.device), None, reduction)
     labels = checked_labels(labels, batch)
