@@ -76,7 +76,12 @@ def _examples(options: argparse.Namespace) -> tuple[str, Examples, Examples]:
     if (run / "config.json").exists():
         model = commands.load_model(run)
         config = model.config
-        dataset = data.load(config.dataset, options.data_dir or config.data_dir, image_size=config.image_size)
+        dataset = data.load(
+            config.dataset,
+            options.data_dir or config.data_dir,
+            image_size=config.image_size,
+            image_fit=config.image_fit,
+        )
         if (dataset.image_shape, dataset.class_names) != (model.image_shape, model.class_names):
             raise UserError(f"{config.dataset} has other classes or other images than those {run} was trained on")
         what, features = f"embeddings of {run}", model.embed

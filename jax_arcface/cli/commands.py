@@ -447,7 +447,7 @@ def embed(options: EmbedOptions) -> None:
     else:
         if options.split != "test" or options.data_dir is not None:
             raise UserError(f"--split and --data-dir have no effect on {options.input}: all its images are embedded")
-        files, images = data.read_images(Path(options.input), model.image_shape)
+        files, images = data.read_images(Path(options.input), model.image_shape, image_fit=model.config.image_fit)
         split = data.Split(images, np.zeros(len(images), np.int32))
         extra = {"files": np.array(files)}
     embeddings = model.embed(split)
@@ -467,7 +467,9 @@ def embed(options: EmbedOptions) -> None:
 
 def _load(config: TrainConfig, data_dir: str | None = None) -> data.Dataset:
     folder = data_dir or config.data_dir
-    return data.load(config.dataset, folder, image_size=config.image_size, progress=sys.stderr.isatty())
+    return data.load(
+        config.dataset, folder, image_size=config.image_size, image_fit=config.image_fit, progress=sys.stderr.isatty()
+    )
 
 
 def _check_arrays(

@@ -135,7 +135,7 @@ def train(options: TrainOptions) -> None:
         event_writer()
     if machine.compile:
         _check_compiler(machine.device)
-    dataset = data.load(config.dataset, config.data_dir, image_size=config.image_size)
+    dataset = data.load(config.dataset, config.data_dir, image_size=config.image_size, image_fit=config.image_fit)
     # what `fit` would say too, but before there is a run directory
     training.check_fit(config, dataset)
     Classifier(config, dataset.image_shape, dataset.num_classes)
@@ -465,7 +465,7 @@ def evaluate(options: EvaluateOptions) -> None:
         model = load_model(path, _device(options.device))
         config = model.config
         data_dir = options.data_dir or config.data_dir
-        dataset = data.load(config.dataset, data_dir, image_size=config.image_size)
+        dataset = data.load(config.dataset, data_dir, image_size=config.image_size, image_fit=config.image_fit)
         if (dataset.image_shape, dataset.class_names) != (model.image_shape, model.class_names):
             raise UserError(f"{config.dataset} has other classes or other images than those {path} was trained on")
         split = _split(dataset, options.split)
@@ -504,7 +504,7 @@ def embed(options: EmbedOptions) -> None:
     else:
         if options.split != "test" or options.data_dir is not None:
             raise UserError(f"--split and --data-dir have no effect on {options.input}: all its images are embedded")
-        files, images = data.read_images(Path(options.input), model.image_shape)
+        files, images = data.read_images(Path(options.input), model.image_shape, image_fit=model.config.image_fit)
         split = data.Split(images, np.zeros(len(images), np.int32))
         extra = {"files": np.array(files)}
     embeddings = model.embed(split)

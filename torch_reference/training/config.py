@@ -55,6 +55,9 @@ class TrainConfig:
         None,
         "Height and width that images are resized to, in pixels; the default keeps their size.",
     )
+    image_fit: str = option(
+        "crop", "How photos in a folder become square: crop to the middle, pad with black, or stretch."
+    )
 
     backbone: str = option("lenet", "Network from images to embeddings: lenet, resnet20, resnet18 or airnet.")
     width: float = option(1.0, "Factor on the backbone's numbers of channels.")
@@ -148,20 +151,25 @@ class TrainConfig:
             ("optimizer", OPTIMIZERS),
             ("schedule", SCHEDULES),
             ("precision", PRECISIONS),
+            ("image_fit", ("crop", "pad", "stretch")),
             ("beyond_pi", margins.BEYOND_PI),
             ("gradient", margins.GRADIENTS),
         ):
             if (value := getattr(self, field)) not in known:
                 raise UserError(f"there is no {flag(field)} {value!r}: {nearest(value, known)}")
         for field, ok, rule in (
-            ("image_size", self.image_size is None or self.image_size >= 1, "at least 1 pixel"),
-            ("width", self.width > 0, "> 0"),
-            ("embedding_dim", self.embedding_dim >= 2, "at least 2 (in one dimension there are two directions)"),
+            ("image_size", self.image_size is None or 1 <= self.image_size <= 4096, "from 1 to 4,096 pixels"),
+            ("width", 0 < self.width <= 64, "above 0 and at most 64"),
+            (
+                "embedding_dim",
+                2 <= self.embedding_dim <= 2**16,
+                "from 2 (in one dimension there are two directions) to 65,536",
+            ),
             ("dropout", 0 <= self.dropout < 1, "at least 0 and below 1"),
             ("scale", self.scale is None or self.scale > 0, "> 0"),
-            ("subcenters", self.subcenters >= 1, "at least 1"),
+            ("subcenters", 1 <= self.subcenters <= 1000, "from 1 to 1,000"),
             ("label_smoothing", 0 <= self.label_smoothing < 1, "at least 0 and below 1"),
-            ("epochs", self.epochs >= 0, "at least 0"),
+            ("epochs", 0 <= self.epochs <= 10**6, "from 0 to a million"),
             ("batch_size", self.batch_size >= 2, "at least 2 (batch norm needs two examples)"),
             (
                 "classes_per_batch",
@@ -176,9 +184,9 @@ class TrainConfig:
             ("margin_warmup_epochs", self.margin_warmup_epochs >= 0, "at least 0"),
             ("clip_norm", self.clip_norm >= 0, "at least 0"),
             ("rotate", 0 <= self.rotate <= math.pi, "from 0 to pi, in radians"),
-            ("zoom", self.zoom >= 0, "at least 0"),
-            ("shift", self.shift >= 0, "at least 0 pixels"),
-            ("cutout", self.cutout >= 0, "at least 0 pixels"),
+            ("zoom", 0 <= self.zoom <= 100, "from 0 to 100"),
+            ("shift", 0 <= self.shift <= 4096, "from 0 to 4,096 pixels"),
+            ("cutout", 0 <= self.cutout <= 4096, "from 0 to 4,096 pixels"),
             ("seed", self.seed >= 0, "at least 0"),
         ):
             value = getattr(self, field)
