@@ -33,10 +33,10 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 # Each stamp is newer than what it was installed from, so a second call installs nothing.
-$(VENV)/.train-ready: pyproject.toml $(CONSTRAINTS) | $(VENV)/bin/python
+$(VENV)/.train-ready: pyproject.toml setup.py jax_arcface/cpu/onednn.cc $(CONSTRAINTS) | $(VENV)/bin/python
 	$(PIP) --editable ".[figures,cpu]"
 	touch $@
 
-$(VENV)/.test-ready: pyproject.toml torch_reference/pyproject.toml $(CONSTRAINTS) | $(VENV)/bin/python
+$(VENV)/.test-ready: pyproject.toml setup.py jax_arcface/cpu/onednn.cc torch_reference/pyproject.toml $(CONSTRAINTS) | $(VENV)/bin/python
 	$(PIP) --editable ".[test]" --editable "./torch_reference[figures,tensorboard]"
 	touch $@ $(VENV)/.train-ready

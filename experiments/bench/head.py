@@ -54,7 +54,7 @@ def _products(options: argparse.Namespace) -> Step:
     import jax
     import jax.numpy as jnp
 
-    from jax_arcface.cpu.products import product
+    from jax_arcface.cpu import product
     from jax_arcface.losses.fused import default_block_size
 
     x, w, _ = map(jnp.asarray, inputs(options))

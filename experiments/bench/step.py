@@ -42,9 +42,10 @@ def least_work(options: argparse.Namespace) -> Work:
     return Work("a step", counter.get_total_flops())
 
 
-def jax_step(options: argparse.Namespace, replicas: int = 1) -> Step:
-    """`options.steps` steps of `jax_arcface`, with one state or several as one vmapped program."""
+def jax_step(options: argparse.Namespace, replicas: int = 1, xla: bool = False) -> Step:
+    """`options.steps` steps of `jax_arcface`, with one state or several as one vmapped program; all by XLA if asked."""
     import jax
+    from flax import nnx
 
     from jax_arcface.data import Dataset, Split
     from jax_arcface.training import fit as training
@@ -56,7 +57,13 @@ def jax_step(options: argparse.Namespace, replicas: int = 1) -> Step:
     config = dataclasses.replace(recipe(options.dataset), **_changes(options))
     configs = [dataclasses.replace(config, seed=seed) for seed in range(replicas)]
     optimizer = training.make_optimizer(config, options.steps)
-    graphdef, _ = training.abstract_model(config, dataset.image_shape, 10)
+    graphdef, abstract = training.abstract_model(config, dataset.image_shape, 10)
+    if xla:
+        model = nnx.merge(graphdef, abstract)
+        for _, module in nnx.iter_modules(model):
+            if hasattr(module, "implementation"):
+                module.implementation = "xla"
+        graphdef = nnx.graphdef(model)
     run = training.make_epoch(training.make_step(config, graphdef, optimizer, options.steps), replicas)
     data = training.device_data(dataset.train, images.mean((0, 1, 2)), images.std((0, 1, 2)))
     state = training.stack([training.initial_state(c, dataset, optimizer) for c in configs])
@@ -113,8 +120,10 @@ def _changes(options: argparse.Namespace) -> dict[str, Any]:
 
 CONTENDERS = {
     "JAX": Contender(jax_step, cpu_environment),
-    "JAX, XLA's convolutions": Contender(jax_step, lambda: cpu_environment() | {"ARCFACE_ONEDNN": "0"}),
-    "JAX, nothing set": Contender(jax_step, lambda: {"XLA_FLAGS": "", "ARCFACE_ONEDNN": "0", "GLIBC_TUNABLES": ""}),
+    "JAX, XLA's convolutions": Contender(functools.partial(jax_step, xla=True), cpu_environment),
+    "JAX, nothing set": Contender(
+        functools.partial(jax_step, xla=True), lambda: {"XLA_FLAGS": "", "GLIBC_TUNABLES": ""}
+    ),
     "PyTorch": Contender(torch_step),
     "PyTorch, channels last": Contender(functools.partial(torch_step, channels_last=True)),
     "PyTorch, compiled": Contender(functools.partial(torch_step, compile=True)),

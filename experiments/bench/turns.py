@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 # What changes the speed of a contender.
-VARIABLES = ("ARCFACE_ONEDNN", "GLIBC_TUNABLES", "OMP_NUM_THREADS", "OMP_WAIT_POLICY", "XLA_FLAGS")
+VARIABLES = ("GLIBC_TUNABLES", "OMP_NUM_THREADS", "OMP_WAIT_POLICY", "XLA_FLAGS")
 Step = Callable[[], float]  # runs once, waits for all results; returns a number to tell contenders apart by, or NaN
 
 

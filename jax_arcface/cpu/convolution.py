@@ -1,16 +1,18 @@
-"""The convolution of the backbones: oneDNN's on a CPU where it is installed, XLA's elsewhere."""
+"""The convolution of the backbones."""
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.interpreters import ad
 
-from jax_arcface.cpu import onednn
-from jax_arcface.cpu.onednn import Convolution
+from jax_arcface.cpu.onednn import DTYPES
+from jax_arcface.cpu.operations import Implementation, Operation, Run, Transpose, compute
 from jax_arcface.cpu.sums import channel_sums
 
 NHWC = ("NHWC", "HWIO", "NHWC")  # the layouts of images, kernel and results
@@ -22,12 +24,12 @@ def convolve(
     strides: tuple[int, int],
     padding: Sequence[tuple[int, int]],
     bias: Array | None = None,
+    *,
+    implementation: Implementation = "auto",
 ) -> Array:
-    """A convolution (a cross-correlation, as everywhere), computed by oneDNN where that can do it, else by XLA.
+    """A convolution (a cross-correlation, as everywhere).
 
-    It can on a CPU that is JAX's only device, with the extra `cpu` installed, in float32 and bfloat16. `vmap` then
-    calls it once for each. Forward-mode differentiation, `jax.export` and lowering for another platform are not there:
-    ARCFACE_ONEDNN=0 in the environment leaves all to XLA, which can.
+    oneDNN can compute it in float32 and bfloat16, in a program for one CPU device that is not exported.
 
     Args:
       images: [B, H, W, I].
@@ -35,112 +37,138 @@ def convolve(
       strides: (down, right).
       padding: rows and columns of zeros, ((top, bottom), (left, right)).
       bias: [O], any float dtype.
+      implementation: "onednn", "xla", or "auto", which takes oneDNN where it is installed and can.
 
     Returns:
       [B, H', W', O].
+
+    Raises:
+      TypeError: shapes or dtypes that do not fit.
+      ValueError: "onednn" where that cannot compute it, when the program is lowered.
 
     >>> convolve(jnp.ones((1, 3, 3, 1)), jnp.ones((3, 3, 1, 1)), (1, 1), ((1, 1), (1, 1)))[0, :, :, 0]
     Array([[4., 6., 4.],
            [6., 9., 6.],
            [4., 6., 4.]], dtype=float32)
     """
-    fits = images.ndim == kernel.ndim == 4 and images.dtype == kernel.dtype  # else XLA tells what is wrong
-    described = _described(images, kernel, strides, padding, bias is not None) if fits else None
-    if described is None or not onednn.supports(described):
-        results = jax.lax.conv_general_dilated(images, kernel, strides, padding, dimension_numbers=NHWC)
-        return results if bias is None else _add_bias(results, bias)
-    if bias is None:
-        return _forward(described, images, kernel)
-    return _biased(described, images, kernel, bias.astype(jnp.float32))
-
-
-def _described(
-    images: Array, kernel: Array, strides: tuple[int, int], padding: Sequence[tuple[int, int]], bias: bool
-) -> Convolution:
-    (top, bottom), (left, right) = padding
-    down, across = strides
-    height = (images.shape[1] + top + bottom - kernel.shape[0]) // down + 1
-    width = (images.shape[2] + left + right - kernel.shape[1]) // across + 1
-    return Convolution(
-        images.shape,
-        kernel.shape,
-        (images.shape[0], height, width, kernel.shape[3]),
-        strides,
-        before=(top, left),
-        after=(bottom, right),
-        dtype=images.dtype.name,
-        bias=bias,
+    operation = Convolution(
+        "forward",
+        images.shape[1:3],
+        kernel.shape[:2],
+        tuple(strides),
+        tuple(before for before, _ in padding),
+        tuple(after for _, after in padding),
+        bias is not None,
     )
+    biases = () if bias is None else (bias.astype(jnp.promote_types(bias.dtype, jnp.float32)),)
+    return compute(operation, images, kernel, *biases, implementation=implementation)[0]
 
 
-@jax.custom_vjp
-def _add_bias(x: Array, bias: Array) -> Array:
-    return x + bias.astype(x.dtype)
+@dataclasses.dataclass(frozen=True)
+class Convolution(Operation):
+    """A convolution, or a gradient of one. It is linear in images and kernel, and so is each gradient in its two.
+
+    Args:
+      kind: "forward", from images and kernel (and bias) to results; "input gradient", from results and kernel to
+        images; "kernel gradient", from images and results to the kernel (and the bias).
+      image_size: (H, W). kernel_size: (h, w).
+      strides: (down, right). before, after: pixels of padding (top, left) and (bottom, right).
+      bias: whether there is one; never with an input gradient.
+    """
+
+    kind: Literal["forward", "input gradient", "kernel gradient"]
+    image_size: tuple[int, ...]
+    kernel_size: tuple[int, ...]
+    strides: tuple[int, ...]
+    before: tuple[int, ...]
+    after: tuple[int, ...]
+    bias: bool = False
+
+    def by_xla(self, *arrays: Array) -> tuple[Array, ...]:
+        """The function, in JAX."""
+        first, second, *bias = arrays
+        if self.kind == "forward":
+            results = self._convolve(first, second)
+            return (results + bias[0].astype(results.dtype) if self.bias else results,)
+        if self.kind == "input gradient":
+            shape = (first.shape[0], *self.image_size, second.shape[2])
+            return (_transposed(lambda images: self._convolve(images, second), shape, first),)
+        shape = (*self.kernel_size, first.shape[-1], second.shape[-1])
+        kernel = _transposed(lambda kernel: self._convolve(first, kernel), shape, second)
+        return (kernel, channel_sums(second.astype(_bias_dtype(second)))) if self.bias else (kernel,)
+
+    def _convolve(self, images: Array, kernel: Array) -> Array:
+        padding = tuple(zip(self.before, self.after, strict=True))
+        return jax.lax.conv_general_dilated(images, kernel, self.strides, padding, dimension_numbers=NHWC)
+
+    def for_onednn(self, *arrays: jax.ShapeDtypeStruct) -> tuple[int, ...] | None:
+        """The operation's integers for the handler."""
+        first, second, *bias = arrays
+        if first.dtype != second.dtype or first.dtype.name not in DTYPES or any(b.dtype != jnp.float32 for b in bias):
+            return None
+        inputs = second.shape[2] if self.kind == "input gradient" else first.shape[3]
+        images = (first.shape[0], *self.image_size, inputs)
+        results = [
+            (size + before + after - side) // stride + 1
+            for size, before, after, side, stride in zip(
+                self.image_size, self.before, self.after, self.kernel_size, self.strides, strict=True
+            )
+        ]
+        sizes = (*images, *self.kernel_size, second.shape[3], *results)
+        if 0 in sizes:
+            return None
+        kind = ("forward", "input gradient", "kernel gradient").index(self.kind)
+        steps = (*self.strides, *self.before, *self.after)
+        return (kind, DTYPES[first.dtype.name], *sizes, *steps, int(self.bias))
+
+    def maps_rows(self) -> bool:
+        """Whether more images are as good as `vmap` over them."""
+        return self.kind != "kernel gradient"
+
+    def tangents(self, run: Run, primals: Sequence[Array], tangents: Sequence[Any]) -> Sequence[Any]:
+        """The results' tangents: a sum of a term for each of the two that it is linear in.
+
+        The second takes a bias with it, so that backwards one call gives the gradients of kernel and bias.
+        """
+        (first, second, *_), (to_first, *others) = primals, tangents
+        found: list[Any] = []
+        if any(type(t) is not ad.Zero for t in others):
+            rest = [ad.instantiate_zeros(t) for t in others]
+            found = run(self, first, *rest)
+        if type(to_first) is not ad.Zero:
+            (term, *_) = run(dataclasses.replace(self, bias=False), to_first, second)
+            found = [found[0] + term, *found[1:]] if found else [term]
+        if self.bias and self.kind == "kernel gradient" and len(found) == 1:  # the bias's does not depend on images
+            found.append(jnp.zeros((*found[0].shape[:-4], second.shape[-1]), _bias_dtype(second)))
+        return found
+
+    def transpose(self, unknown: Sequence[bool]) -> Transpose:
+        """Of the arguments that are unknown, in which the operation is linear."""
+        plain = dataclasses.replace(self, bias=False)
+        forward, to_images, to_kernel = (dataclasses.replace(plain, kind=kind) for kind in _KINDS)
+        if self.kind == "forward":
+            if unknown[0]:
+                return Transpose(to_images, (-1, 1), (0,))
+            return Transpose(dataclasses.replace(to_kernel, bias=self.bias), (0, -1), (1, 2)[: 1 + self.bias])
+        if self.kind == "input gradient":
+            return Transpose(forward, (-1, 1), (0,)) if unknown[0] else Transpose(to_kernel, (-1, 0), (1,))
+        if unknown[0]:
+            return Transpose(to_images, (1, -1), (0,))
+        return Transpose(dataclasses.replace(forward, bias=self.bias), (0, -1, -2)[: 2 + self.bias], (1,))
 
 
-_add_bias.defvjp(
-    lambda x, bias: (_add_bias(x, bias), bias),
-    lambda bias, gradient: (gradient, channel_sums(gradient.astype(bias.dtype))),
+_KINDS: tuple[Literal["forward"], Literal["input gradient"], Literal["kernel gradient"]] = (
+    "forward",
+    "input gradient",
+    "kernel gradient",
 )
 
 
-# A convolution is linear in each of two arrays, and so is each of its gradients: each is the others' gradient.
-# A bias is added by oneDNN on the way, and its gradient comes with the kernel's.
+def _bias_dtype(x: Array) -> Any:
+    return jnp.promote_types(x.dtype, jnp.float32)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _forward(convolution: Convolution, images: Array, kernel: Array) -> Array:
-    return onednn.apply("forward", convolution, images, kernel)[0]
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _biased(convolution: Convolution, images: Array, kernel: Array, bias: Array) -> Array:
-    return onednn.apply("forward", convolution, images, kernel, bias)[0]
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _to_images(convolution: Convolution, results: Array, kernel: Array) -> Array:
-    return onednn.apply("input gradient", convolution, results, kernel)[0]
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _to_kernel(convolution: Convolution, images: Array, results: Array) -> Array:
-    return onednn.apply("kernel gradient", convolution, images, results)[0]
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _to_kernel_and_bias(convolution: Convolution, images: Array, results: Array) -> tuple[Array, Array]:
-    kernel, bias = onednn.apply("kernel gradient", convolution, images, results)
-    return kernel, bias
-
-
-def _plain(convolution: Convolution) -> Convolution:
-    return convolution._replace(bias=False)
-
-
-_forward.defvjp(
-    lambda convolution, images, kernel: (_forward(convolution, images, kernel), (images, kernel)),
-    lambda convolution, saved, d: (_to_images(convolution, d, saved[1]), _to_kernel(convolution, saved[0], d)),
-)
-_biased.defvjp(
-    lambda convolution, images, kernel, bias: (_biased(convolution, images, kernel, bias), (images, kernel)),
-    lambda convolution, saved, d: (
-        _to_images(convolution, d, saved[1]),
-        *_to_kernel_and_bias(convolution, saved[0], d),
-    ),
-)
-_to_images.defvjp(
-    lambda convolution, results, kernel: (_to_images(convolution, results, kernel), (results, kernel)),
-    lambda convolution, saved, d: (
-        _forward(_plain(convolution), d, saved[1]),
-        _to_kernel(_plain(convolution), d, saved[0]),
-    ),
-)
-_to_kernel.defvjp(
-    lambda convolution, images, results: (_to_kernel(convolution, images, results), (images, results)),
-    lambda convolution, saved, d: (_to_images(convolution, saved[1], d), _forward(convolution, saved[0], d)),
-)
-_to_kernel_and_bias.defvjp(
-    lambda convolution, images, results: (_to_kernel_and_bias(convolution, images, results), (images, results)),
-    lambda convolution, saved, d: (_to_images(convolution, saved[1], d[0]), _biased(convolution, saved[0], *d)),
-)
+def _transposed(function: Callable[[Array], Array], shape: tuple[int, ...], cotangent: Array) -> Array:
+    """The transpose of a linear function of an array of this shape."""
+    like = jax.lax.full_like(cotangent, 0, shape=shape)
+    return jax.vjp(function, like)[1](cotangent)[0]

@@ -1,19 +1,13 @@
-"""oneDNN's convolutions against XLA's in float64, and that XLA's are taken where oneDNN's cannot be."""
+"""oneDNN's convolutions and their derivatives against XLA's in float64, and XLA's where oneDNN has none."""
 
-import ctypes
 import functools
-import importlib.metadata
-import subprocess
-import sys
-import time
-from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jax_arcface.cpu import convolution, onednn
+from jax_arcface.cpu import onednn
 from jax_arcface.cpu.convolution import NHWC, convolve
 
 # height, width, inputs, outputs, kernel's height and width, strides, padding
@@ -29,9 +23,9 @@ SHAPES = [
 
 @pytest.fixture
 def library():
-    """Skips where the wheel has no library for this machine."""
-    if onednn._library() is None:
-        pytest.skip("oneDNN is not installed")
+    """Skips where this machine has none."""
+    if missing := onednn.library().missing:
+        pytest.skip(missing)
 
 
 def arrays(shape, dtype="float64", batch=4):
@@ -172,112 +166,6 @@ def test_an_image_that_is_no_batch_is_refused():
     images, kernel, of = arrays(SHAPES[0], "float32")
     with pytest.raises(TypeError, match="ndim to be equal"):
         of(images[0], kernel)
-
-
-def missing(name):
-    raise importlib.metadata.PackageNotFoundError(name)
-
-
-@pytest.mark.parametrize(
-    ("owner", "name", "replacement"),
-    [(importlib.metadata, "files", missing), (ctypes, "CDLL", lambda path: object())],
-    ids=["no library", "a library without its functions"],
-)
-def test_without_the_library_xla_convolves(owner, name, replacement, monkeypatch):
-    images, kernel, of = arrays(SHAPES[0], "float32")
-    monkeypatch.setattr(owner, name, replacement)
-    monkeypatch.setattr(onednn, "_library", functools.cache(onednn._library.__wrapped__))
-    assert onednn._library() is None
-    assert not is_onednn(of, images, kernel)
-    assert of(images, kernel).shape == (4, 9, 8, 16)
-
-
-@pytest.mark.usefixtures("library")
-def test_of_several_devices_xla_convolves(monkeypatch):
-    images, kernel, of = arrays(SHAPES[0], "float32")
-    monkeypatch.setattr(jax, "device_count", lambda: 2)
-    assert not is_onednn(of, images, kernel)
-
-
-@pytest.mark.usefixtures("library")
-def test_a_convolution_that_onednn_refuses_is_left_to_xla_and_not_tried_again(monkeypatch):
-    tried = []
-
-    def refuse(operation):
-        tried.append(operation)
-        raise onednn._Refused("oneDNN's dnnl_primitive_create returned status 3")
-
-    monkeypatch.setattr(onednn, "_programs", refuse)
-    images, kernel, of = arrays((11, 9, 3, 6, 3, 3, (1, 1), ((1, 1), (1, 1))), "float32")
-    assert not is_onednn(of, images, kernel)
-    assert not is_onednn(lambda *inputs: of(*inputs), images, kernel)  # traced anew
-    assert len(tried) == 1
-
-
-@pytest.mark.usefixtures("library")
-def test_threads_may_meet_a_new_convolution_together(monkeypatch):
-    programs = onednn._programs
-
-    def slow_programs(operation):
-        time.sleep(0.05)
-        return programs(operation)
-
-    monkeypatch.setattr(onednn, "_programs", slow_programs)
-    images, kernel, of = arrays((13, 9, 3, 6, 3, 3, (1, 1), ((0, 0), (0, 0))), "float32")
-    described = convolution._described(images, kernel, **of.keywords, bias=False)
-    with ThreadPoolExecutor(4) as pool:
-        assert all(pool.map(onednn.supports, [described] * 4))
-
-
-@pytest.mark.parametrize(
-    ("height", "error", "message"),
-    [
-        (12, onednn._Refused("oneDNN's dnnl_primitive_execute returned status 5"), "execute returned status 5"),
-        (14, KeyboardInterrupt(), "KeyboardInterrupt"),  # Ctrl-C
-    ],
-)
-@pytest.mark.usefixtures("library")
-def test_a_failure_while_it_runs_is_an_error_of_jax(height, error, message, monkeypatch):
-    def fail(*addresses):
-        raise error
-
-    monkeypatch.setattr(onednn, "_programs", lambda operation: {"forward": fail})
-    images, kernel, of = arrays((height, 9, 3, 6, 3, 3, (1, 1), ((1, 1), (1, 1))), "float32")
-    with pytest.raises(jax.errors.JaxRuntimeError, match=message):
-        jax.block_until_ready(jax.jit(of)(images, kernel))
-
-
-UNFINISHED = """
-import jax, jax.numpy as jnp
-from jax_arcface.convolution import convolve
-
-@jax.jit
-def net(images, kernel):
-    for _ in range(10):
-        images = convolve(images, kernel, (1, 1), ((1, 1), (1, 1)))
-        images = jnp.sort(jnp.tanh(images), axis=-1)
-    return images
-
-inputs = jnp.ones((16, 32, 32, 32)), jnp.ones((3, 3, 32, 32))
-jax.block_until_ready(net(*inputs))
-for _ in range(3):
-    net(*inputs)
-"""
-
-
-@pytest.mark.usefixtures("library")
-def test_a_program_ends_that_has_not_waited_for_its_results():
-    subprocess.run([sys.executable, "-c", UNFINISHED], check=True, timeout=60)
-
-
-@pytest.mark.parametrize(("value", "expected"), [("0", "False"), ("", "True")])
-@pytest.mark.usefixtures("library")
-def test_the_environment_turns_it_off(value, expected):
-    program = "from jax_arcface import onednn; print(onednn._library() is not None)"
-    result = subprocess.run(
-        [sys.executable, "-c", program], env={"ARCFACE_ONEDNN": value}, capture_output=True, text=True, check=True
-    )
-    assert result.stdout.strip() == expected
 
 
 def test_an_empty_batch():

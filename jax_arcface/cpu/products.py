@@ -1,59 +1,76 @@
-"""Matrix products of large factors: oneDNN's on a CPU where it is installed, XLA's elsewhere."""
+"""Matrix products of large factors."""
 
 from __future__ import annotations
 
-import functools
+import dataclasses
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.typing import DTypeLike
 
-from jax_arcface.cpu import onednn
-from jax_arcface.cpu.onednn import Product
+from jax_arcface.cpu.onednn import DTYPES
+from jax_arcface.cpu.operations import Implementation, Operation, compute
 
 
-def product(a: Array, b: Array, dtype: DTypeLike = jnp.float32, *, transposed: bool = False) -> Array:
-    """a b, or a^T b, computed by oneDNN where that can do it, else by XLA, which takes up to twice as long.
+def product(
+    a: Array,
+    b: Array,
+    dtype: DTypeLike = jnp.float32,
+    *,
+    transposed: bool = False,
+    implementation: Implementation = "auto",
+) -> Array:
+    """a b, or a^T b.
 
-    oneDNN can where `jax_arcface.cpu.convolution.convolve` takes it, with the same limits, but for forward-mode
-    differentiation, which is there.
+    oneDNN can compute a product in float32 of factors in float32 or bfloat16, where it can compute `convolve`. XLA
+    takes up to twice as long.
 
     Args:
       a: [m, k]; where it is transposed, [k, m].
       b: [k, n], of the same dtype, which is that of the multiplication.
       dtype: of sums and product.
       transposed: whether it is a^T that b is multiplied by.
+      implementation: "onednn", "xla", or "auto", which takes oneDNN where it is installed and can.
 
     Returns:
       [m, n].
+
+    Raises:
+      TypeError: shapes that do not fit.
+      ValueError: "onednn" where that cannot compute it, when the program is lowered.
 
     >>> a = jnp.array([[1.0, 2.0], [3.0, 4.0]])
     >>> product(a, jnp.eye(2)).tolist(), product(a, jnp.eye(2), transposed=True).tolist()
     ([[1.0, 2.0], [3.0, 4.0]], [[1.0, 3.0], [2.0, 4.0]])
     """
-    fits = a.ndim == b.ndim == 2 and a.shape[0 if transposed else 1] == b.shape[0]  # else XLA tells what is wrong
-    if fits and a.dtype == b.dtype and jnp.dtype(dtype) == jnp.float32:
-        described = Product(a.shape, b.shape, a.dtype.name, transposed)
-        if onednn.supports(described):
-            return _by_onednn(described, a, b)
-    return _by_xla(a, b, dtype, transposed)
+    operation = Product(transposed, jnp.dtype(dtype))
+    return compute(operation, a, b, implementation=implementation)[0]
 
 
-def _by_xla(a: Array, b: Array, dtype: DTypeLike, transposed: bool) -> Array:
-    precision = jax.lax.Precision.HIGHEST
-    return jnp.matmul(a.T if transposed else a, b, precision=precision, preferred_element_type=dtype)
+@dataclasses.dataclass(frozen=True)
+class Product(Operation):
+    """From a and b to a b, or a^T b, as `product` has it. Its derivatives are XLA's."""
 
+    transposed: bool
+    dtype: np.dtype
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _by_onednn(described: Product, a: Array, b: Array) -> Array:
-    return onednn.apply("product", described, a, b)[0]
+    def by_xla(self, *arrays: Array) -> tuple[Array, ...]:
+        """The function, in JAX."""
+        a, b = arrays
+        highest = jax.lax.Precision.HIGHEST
+        return (jnp.matmul(a.T if self.transposed else a, b, precision=highest, preferred_element_type=self.dtype),)
 
+    def for_onednn(self, *arrays: jax.ShapeDtypeStruct) -> tuple[int, ...] | None:
+        """The operation's integers for the handler."""
+        a, b = arrays
+        fits = len(a.shape) == len(b.shape) == 2 and a.dtype == b.dtype and self.dtype == jnp.float32
+        if not fits or 0 in a.shape + b.shape or a.dtype.name not in DTYPES:
+            return None
+        rows, inner = reversed(a.shape) if self.transposed else a.shape
+        return (4, DTYPES[a.dtype.name], rows, inner, b.shape[1], int(self.transposed))
 
-@_by_onednn.defjvp
-def _by_onednn_jvp(
-    described: Product, primals: tuple[Array, Array], tangents: tuple[Array, Array]
-) -> tuple[Array, Array]:
-    (a, b), (d_a, d_b) = primals, tangents
-    plain = functools.partial(_by_xla, dtype=jnp.float32, transposed=described.transposed)
-    return _by_onednn(described, a, b), plain(d_a, b) + plain(a, d_b)
+    def maps_rows(self) -> bool:
+        """Whether more rows of a are as good as `vmap` over them."""
+        return not self.transposed

@@ -15,5 +15,5 @@ def channel_sums(x: Array) -> Array:
     """
     rows = x.reshape(-1, x.shape[-1])
     return jax.lax.platform_dependent(
-        rows, cpu=lambda rows: jnp.ones(len(rows), rows.dtype) @ rows, default=lambda rows: rows.sum(axis=0)
+        rows, cpu=lambda rows: jnp.ones(rows.shape[0], rows.dtype) @ rows, default=lambda rows: rows.sum(axis=0)
     )

@@ -27,7 +27,7 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike, DTypeLike
 
-from jax_arcface.cpu.products import product
+from jax_arcface.cpu import Implementation, product
 from jax_arcface.losses import checks
 from jax_arcface.losses.margins import Margin, target_cosine
 from jax_arcface.losses.softmax import margin_softmax_loss
@@ -52,12 +52,12 @@ def fused_margin_softmax_loss(
     *,
     block_size: int | None = None,
     matmul_dtype: DTypeLike | None = None,
+    implementation: Implementation = "auto",
 ) -> Array:
     """`margin_softmax_loss` and its gradients in memory that does not grow with B x C.
 
-    Pure; works under jit, vmap and grad (reverse mode only), and twice under grad unless prototypes are bfloat16. Where
-    oneDNN computes its products (`jax_arcface.cpu`), it cannot be exported or lowered for another platform. Its inputs
-    and their gradients apart, it holds a few arrays [block_size, B] and [block_size, D] (and a copy of the
+    Pure; works under jit, vmap and grad (reverse mode only), and twice under grad unless prototypes are bfloat16. Its
+    inputs and their gradients apart, it holds a few arrays [block_size, B] and [block_size, D] (and a copy of the
     prototypes where they are bfloat16). ArcFace (Deng et al., CVPR 2019), equation 4.
 
     Args:
@@ -70,6 +70,7 @@ def fused_margin_softmax_loss(
         docs/performance.md) and 64 MiB elsewhere (not measured).
       matmul_dtype: what the factors of the large matrix products are rounded to, say `jnp.bfloat16`; sums stay in
         float32, and the target's cosine is computed as without. None rounds nothing.
+      implementation: of the large matrix products, as in `jax_arcface.cpu.product`.
 
     Returns:
       A scalar, float32 (float64 for float64). NaN inside jit if a label lies outside [0, C).
@@ -94,6 +95,7 @@ def fused_margin_softmax_loss(
         filter_above,
         block_size=block_size,
         matmul_dtype=matmul_dtype,
+        implementation=implementation,
     )
     return loss
 
@@ -109,6 +111,7 @@ def loss_and_correct(
     *,
     block_size: int | None = None,
     matmul_dtype: DTypeLike | None = None,
+    implementation: Implementation = "auto",
 ) -> tuple[Array, Array]:
     """`fused_margin_softmax_loss`, and which embeddings have their largest cosine with their own class, without margin.
 
@@ -143,6 +146,7 @@ def loss_and_correct(
         smoothing=float(label_smoothing),
         block_size=block_size,
         matmul_dtype=None if matmul_dtype is None else jnp.dtype(matmul_dtype),
+        implementation=implementation,
     )
 
 
@@ -223,9 +227,10 @@ class _Settings(NamedTuple):
     with_sum: bool  # of the logits
     block_size: int
     matmul_dtype: np.dtype | None
+    implementation: Implementation = "auto"
 
 
-@functools.partial(jax.jit, static_argnames=("smoothing", "block_size", "matmul_dtype"))
+@functools.partial(jax.jit, static_argnames=("smoothing", "block_size", "matmul_dtype", "implementation"))
 def _loss(
     embeddings: Array,
     prototypes: Array,
@@ -237,6 +242,7 @@ def _loss(
     smoothing: float,
     block_size: int,
     matmul_dtype: np.dtype | None,
+    implementation: Implementation,
 ) -> tuple[Array, Array]:
     classes = len(prototypes)
     if not jnp.issubdtype(prototypes.dtype, jnp.floating):
@@ -245,7 +251,7 @@ def _loss(
     u = u.astype(jnp.result_type(u, prototypes))  # float64 if either is
     scale = jnp.asarray(scale, u.dtype)
     margin = jax.tree.map(lambda m: jnp.broadcast_to(m, labels.shape), margin)
-    settings = _Settings(bool(smoothing), min(block_size, classes), matmul_dtype)
+    settings = _Settings(bool(smoothing), min(block_size, classes), matmul_dtype, implementation)
     cosine, largest, total, sum_others, nearest = _all_classes(settings, u, prototypes, labels, scale, filter_above)
     target = scale * target_cosine(cosine, margin)
     losses = jax.nn.softplus((largest - target) + jnp.log(total))  # near numbers first: no digits are lost
@@ -380,7 +386,7 @@ def _product(a: Array, b: Array, settings: _Settings, transposed: bool = False) 
     dtype = a.dtype
     if settings.matmul_dtype is not None:
         a, b = a.astype(settings.matmul_dtype), b.astype(settings.matmul_dtype)
-    return product(a, b, dtype, transposed=transposed)
+    return product(a, b, dtype, transposed=transposed, implementation=settings.implementation)
 
 
 def _nearest(cosine: Array, block: Array) -> tuple[Array, Array | None]:

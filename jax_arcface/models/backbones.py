@@ -17,7 +17,7 @@ from flax import nnx
 from jax import Array
 from jax.typing import DTypeLike
 
-from jax_arcface.cpu.convolution import convolve
+from jax_arcface.cpu import convolve
 from jax_arcface.models.layers import BatchNorm, Conv, Embedding, PReLU, global_max_pool, max_pool
 
 ImageShape = tuple[int, int, int]

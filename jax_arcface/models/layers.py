@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import functools
-
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 from jax.typing import DTypeLike
 
-from jax_arcface.cpu import onednn
-from jax_arcface.cpu.convolution import convolve
-from jax_arcface.cpu.sums import channel_sums
+from jax_arcface.cpu import Implementation, channel_sums, convolve, prelu
 
 
 class BatchNorm(nnx.Module):
@@ -91,53 +87,21 @@ _normalise_batch.defvjp(_normalise_forward, _normalise_backward)
 class PReLU(nnx.Module):
     """max(x, 0) + slope min(x, 0), one learnt slope for each channel, 0.25 at first (He et al. 2015, equation 1).
 
-    On a CPU oneDNN computes its gradients where `convolve` takes oneDNN's convolutions, with the same limits.
+    Args:
+      channels: C.
+      implementation: as in `jax_arcface.cpu.prelu`.
 
     >>> PReLU(2)(jnp.array([[-4.0, 4.0]]))
     Array([[-1.,  4.]], dtype=float32)
     """
 
-    def __init__(self, channels: int):
+    def __init__(self, channels: int, *, implementation: Implementation = "auto"):
         self.slope = nnx.Param(jnp.full(channels, 0.25))
+        self.implementation: Implementation = implementation
 
     def __call__(self, x: Array) -> Array:
         """[..., C] to [..., C]."""
-        return _prelu(x, self.slope[...])
-
-
-@jax.custom_vjp
-def _prelu(x: Array, slope: Array) -> Array:
-    return jnp.where(x > 0, x, slope.astype(x.dtype) * x)
-
-
-def _prelu_gradients(x: Array, slope: Array, gradient: Array) -> tuple[Array, Array]:
-    negative = jnp.where(x > 0, 0, x).astype(slope.dtype)
-    to_x = jnp.where(x > 0, gradient, slope.astype(x.dtype) * gradient)
-    return to_x, channel_sums(negative * gradient.astype(slope.dtype))
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _onednn_prelu_gradients(prelu: onednn.PReLU, x: Array, slope: Array, gradient: Array) -> tuple[Array, Array]:
-    to_x, to_slope = onednn.apply("gradient", prelu, x, slope, gradient)
-    return to_x, to_slope
-
-
-_onednn_prelu_gradients.defvjp(
-    lambda prelu, *inputs: (_onednn_prelu_gradients(prelu, *inputs), inputs),
-    lambda prelu, inputs, d: jax.vjp(_prelu_gradients, *inputs)[1](d),
-)
-
-
-def _prelu_backward(saved: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
-    x, slope = saved
-    if x.ndim == 4 and slope.dtype == jnp.float32:  # what onednn.PReLU is made for
-        prelu = onednn.PReLU(x.shape, x.dtype.name)
-        if onednn.supports(prelu):
-            return _onednn_prelu_gradients(prelu, x, slope, gradient)
-    return _prelu_gradients(x, slope, gradient)
-
-
-_prelu.defvjp(lambda x, slope: (_prelu(x, slope), (x, slope)), _prelu_backward)
+        return prelu(x, self.slope[...], self.implementation)
 
 
 class Conv(nnx.Module):
@@ -150,6 +114,7 @@ class Conv(nnx.Module):
       padding: pixels on each side; None takes size // 2.
       use_bias: whether there is one.
       dtype: of the computation; None takes that of images and kernel together.
+      implementation: as in `convolve`.
       rngs: for the initial kernel, [size, size, inputs, outputs].
 
     >>> Conv(3, 8, 5, stride=2, rngs=nnx.Rngs(0))(jnp.ones((1, 32, 32, 3))).shape
@@ -166,6 +131,7 @@ class Conv(nnx.Module):
         padding: int | None = None,
         use_bias: bool = True,
         dtype: DTypeLike | None = None,
+        implementation: Implementation = "auto",
         rngs: nnx.Rngs,
     ):
         draw = nnx.initializers.lecun_normal()
@@ -173,13 +139,15 @@ class Conv(nnx.Module):
         self.bias = nnx.Param(jnp.zeros(outputs)) if use_bias else None
         self.stride, self.dtype = stride, dtype
         self.padding = size // 2 if padding is None else padding
+        self.implementation: Implementation = implementation
 
     def __call__(self, x: Array) -> Array:
         """[B, H, W, I] to [B, H', W', O]."""
         kernel, bias = self.kernel[...], None if self.bias is None else self.bias[...]
         dtype = jnp.result_type(x, kernel) if self.dtype is None else self.dtype
         strides, padding = (self.stride, self.stride), ((self.padding, self.padding),) * 2
-        return convolve(x.astype(dtype), kernel.astype(dtype), strides, padding, bias)
+        x, kernel = x.astype(dtype), kernel.astype(dtype)
+        return convolve(x, kernel, strides, padding, bias, implementation=self.implementation)
 
 
 @jax.custom_vjp

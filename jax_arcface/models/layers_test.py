@@ -7,9 +7,7 @@ import pytest
 from flax import nnx
 from jax.test_util import check_grads
 
-from jax_arcface.cpu import onednn
 from jax_arcface.cpu.convolution import NHWC
-from jax_arcface.models import layers
 from jax_arcface.models.layers import BatchNorm, Conv, Embedding, PReLU, global_max_pool, max_pool
 
 
@@ -80,47 +78,6 @@ def test_prelu_gradients_in_float64(rng):
         to_x, to_slope = jax.grad(loss, (0, 1))(x, slope)
     np.testing.assert_allclose(to_x, weights * np.where(x > 0, 1, slope), rtol=1e-12)
     np.testing.assert_allclose(to_slope, (weights * np.minimum(x, 0)).sum((0, 1)), rtol=1e-12)
-
-
-@pytest.fixture
-def onednn_kinds(monkeypatch):
-    """The kinds of oneDNN's operations that a test applies; skips where the library is missing."""
-    if onednn._library() is None:
-        pytest.skip("oneDNN is not installed")
-    kinds = []
-    apply = onednn.apply
-    monkeypatch.setattr(onednn, "apply", lambda kind, *rest: kinds.append((type(rest[0]), kind)) or apply(kind, *rest))
-    return kinds
-
-
-@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-6), ("bfloat16", 1e-2)])
-@pytest.mark.parametrize("channels", [1, 5, 16])
-def test_prelu_gradients_of_images(rng, onednn_kinds, channels, dtype, tolerance):
-    x, weights = (np.float64(jnp.asarray(rng.normal(size=(6, 5, 7, channels)), dtype)) for _ in range(2))
-    x[0, 0] = 0
-    slope = np.linspace(-0.5, 1.5, channels)
-    of = jax.jit(lambda x, slope, weights: jax.vjp(layers._prelu, x, slope)[1](weights))
-    to_x, to_slope = map(np.float64, of(jnp.asarray(x, dtype), jnp.float32(slope), jnp.asarray(weights, dtype)))
-    assert onednn_kinds == [(onednn.PReLU, "gradient")]
-    np.testing.assert_allclose(to_x, weights * np.where(x > 0, 1, slope), atol=tolerance * np.abs(weights).max())
-    expected = (weights * np.minimum(x, 0)).sum((0, 1, 2))
-    np.testing.assert_allclose(to_slope, expected, atol=1e-6 * np.abs(expected).max() * len(x.ravel()) ** 0.5)
-
-
-def test_prelu_gradients_of_gradients(rng, onednn_kinds):
-    x, slope = np.float32(rng.normal(size=(2, 3, 4, 5))), np.linspace(0.1, 0.5, 5, dtype=np.float32)
-
-    def penalty(of, x, slope):
-        to_x, to_slope = jax.grad(lambda x, slope: jnp.sum(of(x, slope) ** 3), (0, 1))(x, slope)
-        return jnp.sum(jnp.sin(to_x)) + jnp.sum(jnp.sin(to_slope))
-
-    def plain(x, slope):
-        return jnp.where(x > 0, x, slope * x)
-
-    found, expected = (jax.grad(lambda *v, of=of: penalty(of, *v), (0, 1))(x, slope) for of in (layers._prelu, plain))
-    assert onednn_kinds
-    for one, other in zip(found, expected, strict=True):
-        np.testing.assert_allclose(one, other, atol=1e-5 * np.abs(other).max())
 
 
 def test_a_bias_gradient_is_the_sum_over_the_pixels_in_float32(rng):
