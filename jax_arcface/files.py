@@ -214,9 +214,11 @@ def read_npz(path: Path, names: Sequence[str], optional: Sequence[str] = (), *, 
     return arrays
 
 
+# As numpy writes it: a literal of Python, of which nothing else is understood here.
+_NUMBER = rb"(?:0|[1-9]\d{0,17})"
 _NPY_HEADER = re.compile(
-    rb"\{(?=[^}]*'descr': ?'([<>|=])([a-zA-Z])(\d{1,9})')(?=[^}]*'fortran_order': ?(True|False))"
-    rb"(?=[^}]*'shape': ?\(((?:\d{1,18}, ?)*(?:\d{1,18})?)\))[^}]*\}[ \n]*"
+    rb"\{'descr': '([<>|=])([a-zA-Z])(\d{1,9})', 'fortran_order': (True|False), "
+    rb"'shape': \((|%b,|%b(?:, %b)+,?)\),? ?\}[ \n]*" % (_NUMBER, _NUMBER, _NUMBER)
 )
 
 
@@ -317,16 +319,18 @@ def read_dataset(path: Path) -> dict[str, Any]:
     match described:
         case {
             "name": str(),
-            "image_shape": [int(height), int(width), 1 | 3 as channels],
+            "image_shape": [int(height), int(width), int(channels)],
             "class_names": [_, *_] as names,
             "mean": list(mean),
             "std": list(std),
         } if (
             0 < height <= MAX_SIDE
             and 0 < width <= MAX_SIDE
+            and channels in (1, 3)
             and all(isinstance(name, str) for name in names)
             and len(mean) == len(std) == channels
-            and all(type(level) in (int, float) for level in (*mean, *std))
+            and not any(isinstance(number, bool) for number in (*mean, *std, height, width, channels))
+            and all(isinstance(level, int | float) for level in (*mean, *std))
             and all(0 <= level <= 255 for level in mean)
             and all(1e-9 < level <= 255 for level in std)
         ):

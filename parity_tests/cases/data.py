@@ -71,6 +71,30 @@ def _folder(split: bool, image_size: int | None) -> Iterator[Difference]:
         yield from _compared(here, torch_data.load(str(root), image_size=image_size))
 
 
+def make_photos(root: Path) -> Path:
+    """A folder of images as cameras make them: of several sizes and formats, some lying on their side; val/ tests."""
+    rng = np.random.default_rng(1)
+    kinds = (("png", {}), ("jpg", {"quality": 90}), ("webp", {"quality": 80}), ("bmp", {}), ("ppm", {}))
+    for number, (part, name) in enumerate((part, name) for part in ("train", "val") for name in ("beach", "hill") * 4):
+        (root / part / name).mkdir(parents=True, exist_ok=True)
+        suffix, options = kinds[number % len(kinds)]
+        exif = Image.Exif()
+        exif[0x0112] = 1 + number % 8
+        image = Image.fromarray(rng.integers(0, 256, (7 + 3 * number % 17, 11 + number, 3), dtype=np.uint8))
+        extra = {"exif": exif} if suffix in ("png", "jpg", "webp") else {}
+        image.save(root / part / name / f"{number}.{suffix}", **options, **extra)
+    return root
+
+
+def _photos(fit: str) -> Iterator[Difference]:
+    with tempfile.TemporaryDirectory() as temporary:
+        root = make_photos(Path(temporary) / "places")
+        here = jax_data.load(str(root), image_size=12, image_fit=fit, cache_dir=Path(temporary) / "cache")
+        yield from _compared(here, torch_data.load(str(root), image_size=12, image_fit=fit))
+        (_, one), (_, other) = (d.read_images(root, (9, 14, 1), image_fit=fit) for d in (jax_data, torch_data))
+        yield difference("images of another shape", one, other)
+
+
 def _images() -> Iterator[Difference]:
     with tempfile.TemporaryDirectory() as temporary:
         root = make_folder(Path(temporary) / "animals", split=False)
@@ -88,6 +112,9 @@ CASES = [
         ("cifar10", functools.partial(_named, "cifar10"), ("cifar10",)),
         ("a folder with both splits", functools.partial(_folder, True, None), ()),
         ("a folder without splits, resized", functools.partial(_folder, False, 10), ()),
+        ("photos, cropped", functools.partial(_photos, "crop"), ()),
+        ("photos, padded", functools.partial(_photos, "pad"), ()),
+        ("photos, stretched", functools.partial(_photos, "stretch"), ()),
         ("image files", _images, ("read_images",)),
     )
 ]

@@ -1,0 +1,217 @@
+"""Whatever is done to a file, it is read as another reader reads it, or refused with a UserError."""
+
+import dataclasses
+import io
+import json
+import random
+import resource
+import struct
+import time
+import zipfile
+import zlib
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from PIL import Image, ImageOps
+
+from torch_reference import files
+from torch_reference.data import images, published
+from torch_reference.errors import UserError
+from torch_reference.training import config as configs
+
+TOKENS = {
+    "text": [
+        b"1e400",
+        b"-0",
+        b"12345678901234567890123",
+        b"[" * 99,
+        b"null",
+        b"false",
+        b"NaN",
+        b'"',
+        b"\\",
+        b"\xc3",
+        b"]",
+    ],
+    "npz": [b"99999999999999999999", b"<i8", b"|S3", b">f8", b"<f16", b"<c16", b"|O", b"[('a','<f4')]", b"()", b"(0,)"],
+    "tensors": [b"F64", b"BF16", b"F8_E5M2", b"BOOL", b"U16", b"C64", b"-1", b"[3,2]", b"[6]", b"99999999999", b"1.0"],
+    "bytes": [b"\0" * 4, b"\xff" * 4, b"\x7f\xff\xff\xff", b"\x80", b"GIF89a", b"BM", b"P5", b"\xff\xd8\xff"],
+}
+
+
+def harm(content: bytes, chance: random.Random, tokens: str) -> bytes:
+    """Up to three changes to the content: a bit, a byte, a piece lost, repeated, overwritten or the end cut off."""
+    for _ in range(chance.randint(0, 3)):
+        at = chance.randrange(len(content) + 1)
+        end = min(len(content), at + chance.choice([1, 1, 2, 4, 8, 30]))
+        before, piece, after = content[:at], content[at:end], content[end:]
+        content = chance.choice(
+            [
+                before + bytes(byte ^ (1 << chance.randrange(8)) for byte in piece[:1]) + piece[1:] + after,
+                before + chance.randbytes(len(piece)) + after,
+                before + after,
+                before + piece * chance.choice([2, 3, 50]) + after,
+                before + chance.choice(TOKENS[tokens]) + (after if chance.random() < 0.7 else piece + after),
+                content if chance.random() < 0.7 else before,
+            ]
+        )
+    return content
+
+
+def some_json(chance):
+    value = {"name": "digits", "sizes": [8, 8, 1], "mean": [1.5e2], "more": {"yes": True, "none": None, "\u00fc": "\n"}}
+    return harm(json.dumps(value, ensure_ascii=chance.random() < 0.5).encode(), chance, "text")
+
+
+def some_config(chance):
+    return harm(json.dumps(dataclasses.asdict(configs.recipe("cifar10"))).encode(), chance, "text")
+
+
+def some_npz(chance):
+    array = chance.choice(
+        [
+            np.ones((2, 3), np.float32),
+            np.arange(4),
+            np.array(["a", "bc"]),
+            np.eye(3, dtype=">f8").T,
+            np.array(7, np.uint8),
+        ]
+    )
+    npy = io.BytesIO()
+    np.save(npy, array)
+    inside = chance.random() < 0.6
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w", chance.choice([zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])) as file:
+        file.writestr("labels.npy", harm(npy.getvalue(), chance, "npz") if inside else npy.getvalue())
+    return archive.getvalue() if inside else harm(archive.getvalue(), chance, "bytes")
+
+
+def some_tensors(chance):
+    tensors = {"weight": torch.ones(2, 3), "half": torch.tensor([0.5, -2]).bfloat16(), "step": torch.tensor(3)}
+    content = safetensors.torch.save(tensors)
+    size = struct.unpack("<Q", content[:8])[0]
+    if chance.random() < 0.3:
+        return harm(content, chance, "bytes")
+    header = harm(content[8 : 8 + size], chance, "tensors")
+    return struct.pack("<Q", len(header)) + header + content[8 + size :]
+
+
+def some_image(chance):
+    pixels = np.frombuffer(chance.randbytes(6 * 5 * 3), np.uint8).reshape(6, 5, 3)
+    image, file = Image.fromarray(pixels).convert(chance.choice(["RGB", "L"])), io.BytesIO()
+    kind = chance.choice(["PNG", "JPEG", "WEBP", "BMP", "PPM"])
+    exif = Image.Exif()
+    exif[274] = chance.randint(1, 8)
+    image.save(file, kind, exif=exif)
+    content = harm(file.getvalue(), chance, "bytes")
+    return _mend(content) if kind == "PNG" else content
+
+
+def _mend(png):
+    """The PNG with the checksum that each of its chunks should have, or they would hide the rest."""
+    whole, at = png[:8], 8
+    while at + 12 <= len(png):
+        size = struct.unpack(">I", png[at : at + 4])[0]
+        if at + 12 + size > len(png):
+            break
+        body = png[at + 4 : at + 8 + size]
+        whole += png[at : at + 4] + body + struct.pack(">I", zlib.crc32(body))
+        at += 12 + size
+    return whole + png[at:]
+
+
+def some_idx(chance):
+    return harm(bytes([0, 0, 8, 2, 0, 0, 0, 3, 0, 0, 0, 5]) + bytes(range(15)), chance, "bytes")
+
+
+def numpys(path):
+    with np.load(path) as file:
+        return file["labels"]
+
+
+def torchs(path):
+    return {name: tensor for name, tensor in safetensors.torch.load(path.read_bytes()).items()}
+
+
+def ours_image(path):
+    with images.opened(path) as image:
+        if image.width * image.height > 10**6:
+            image.convert("RGB")  # decoded, but not compared
+            return None
+        return np.asarray(images.upright(image).convert("RGB"))
+
+
+def pillows(path):
+    with Image.open(path) as image:
+        try:
+            image = ImageOps.exif_transpose(image)
+        except Exception:
+            image.load()
+        return np.asarray(image.convert("RGB"))
+
+
+def by_hand_idx(path):
+    content = path.read_bytes()
+    axes = content[3]
+    sizes = struct.unpack(f">{axes}I", content[4 : 4 + 4 * axes])
+    return np.array(list(content[4 + 4 * axes :]), np.uint8).reshape(sizes)
+
+
+READERS = {
+    "JSON": (some_json, files.read_json, lambda path: json.loads(path.read_bytes())),
+    "configuration": (some_config, configs.read, None),
+    "npz": (some_npz, lambda path: files.read_npz(path, ["labels"])["labels"], numpys),
+    "safetensors": (some_tensors, files.read_safetensors, torchs),
+    "image": (some_image, ours_image, pillows),
+    "IDX": (some_idx, lambda path: published.read_idx(path.read_bytes(), "labels"), by_hand_idx),
+}
+
+
+def same(one, other):
+    if isinstance(other, torch.Tensor):
+        other = (other.float() if other.dtype == torch.bfloat16 else other).numpy()
+    if isinstance(one, np.ndarray):
+        return one.dtype.kind == other.dtype.kind and one.shape == other.shape and np.array_equal(one, other)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same(one[name], other[name]) for name in one)
+    return one == other
+
+
+def count_read(what, inputs, path):
+    """How many of so many harmed files are read; the others are refused."""
+    make, read, other_reader = READERS[what]
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    read_well = 0
+    for number in range(inputs):
+        content = make(random.Random(f"{what} {number}"))
+        path.write_bytes(content)
+        began = time.process_time()
+        try:
+            value = read(path)
+        except UserError:
+            value = None
+        except Exception as error:
+            raise AssertionError(f"{what}, number {number}: {content[:300]!r}") from error
+        assert time.process_time() - began < 10, f"{what}, number {number}"
+        if value is not None:
+            read_well += 1
+            assert other_reader is None or same(value, other_reader(path)), (
+                f"{what}, number {number}: {content[:300]!r}"
+            )
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory < 700 * 1024  # kB; 100 million pixels are 400 MB
+    return read_well
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("what", READERS)
+def test_a_few_hundred_files(what, tmp_path):
+    assert 0 < count_read(what, 300, tmp_path / "file.npz") < 300
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("what", READERS)
+def test_ten_thousand_files(what, tmp_path):
+    assert 0 < count_read(what, 10_000, tmp_path / "file.npz") < 10_000
