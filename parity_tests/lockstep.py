@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,9 +15,10 @@ import numpy as np
 import torch
 
 from jax_arcface import data as jax_data
-from jax_arcface.models import weights as jax_weights
 from jax_arcface.training import config as jax_config
 from jax_arcface.training import fit as jax_training
+from jax_arcface.training import state as jax_states
+from jax_arcface.training.step import make_step
 from parity_tests.cases import Unavailable
 from torch_reference import data as torch_data
 from torch_reference.models import weights as torch_weights
@@ -90,32 +92,24 @@ _Step = tuple[int, float, dict[str, np.ndarray]]
 
 
 def _jax_steps(config: jax_config.TrainConfig, dataset: jax_data.Dataset, steps: int, dtype: str) -> Iterator[_Step]:
-    per_epoch = len(dataset.train.labels) // config.batch_size
     with jax.enable_x64(dtype == "float64"):
-        optimizer = jax_training.make_optimizer(config, per_epoch)
-        graphdef, abstract = jax_training.abstract_model(config, dataset.image_shape, dataset.num_classes)
-        features = jax_training.nnx.merge(graphdef, abstract).backbone.embedding.features
-        first = jax_training.initial_state(config, dataset, optimizer)
-        params, stats, losses = (
-            jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf, np.float32), dtype), tree)
-            for tree in (first.params, first.stats, first.losses)
-        )
-        state = dataclasses.replace(first, params=params, stats=stats, losses=losses, optimizer=optimizer.init(params))
-        data = jax_training.device_data(dataset.train, *jax_data.channel_statistics(dataset.train.images))
-        data = data._replace(mean=data.mean.astype(dtype), scale=data.scale.astype(dtype))
-        step_function = jax.jit(jax_training.make_step(config, graphdef, optimizer, per_epoch))
-    batches: dict[str, np.ndarray] = {}
-    for step in range(steps):
-        epoch, number = divmod(step, per_epoch)
-        if number == 0:
-            batches = jax_training.host_batches(config, dataset, epoch, features)
+        model, source, optimizer = jax_training.make_objects(config, dataset)
+        parts, *first = jax_states.split(model)
+        params, stats = (jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf, np.float32), dtype), t) for t in first)
+        state = jax_states.start(params, stats, optimizer)
+        resident = source.resident
+        resident = resident._replace(mean=resident.mean.astype(dtype), scale=resident.scale.astype(dtype))
+        warmup = round(config.margin_warmup_epochs * source.steps_per_epoch)
+        step_function = jax.jit(make_step(parts, optimizer, source, warmup))
+    batches = jax_training.with_draws(source, jax_training.config_draws(config, model))
+    epochs = itertools.chain.from_iterable(batches(epoch, 0) for epoch in itertools.count())
+    for step, batch in enumerate(itertools.islice(epochs, steps)):
         # entered for each step, and not around the yield: the caller is not to find JAX in another mode
         with jax.enable_x64(dtype == "float64"):
-            batch = {name: array[number] for name, array in batches.items()}
-            state, metrics = step_function(state, data, batch, config.margin_value)
-            weights = jax_weights.to_pytorch(jax_training.model_state(state))
+            state, metrics = step_function(state, resident, batch, config.objective.margins)
             if metrics.loss.dtype != dtype:
                 raise AssertionError(f"the step's loss is {metrics.loss.dtype}, not {dtype}")
+            weights = state.weights
         yield step, float(metrics.loss), weights
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from jax_arcface.errors import UserError
 from jax_arcface.training.config import from_dict
-from jax_arcface.training.fit import check_fit
+from jax_arcface.training.fit import make_objects
 from parity_tests import lockstep
 from parity_tests.cases.trajectories import weights_apart
 from parity_tests.report import make_folder
@@ -46,7 +46,7 @@ def loaded(fields: dict[str, Any], steps: int) -> lockstep.Datasets:
     """
     config = from_dict(fields)
     datasets = lockstep.both_datasets(config.dataset, data_dir=config.data_dir, image_size=config.image_size)
-    check_fit(config, datasets[0])
+    make_objects(config, datasets[0])  # refuses a data set that is too small
     whole = config.epochs * (len(datasets[0].train.labels) // config.batch_size)
     if steps > whole:
         raise UserError(f"--steps is {steps}, but a training of {config.epochs} epochs has {whole}")

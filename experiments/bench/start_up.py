@@ -51,7 +51,7 @@ def _first_step(dataset: str) -> None:
     from jax_arcface import data
     from jax_arcface.__main__ import set_up
     from jax_arcface.training.config import recipe
-    from jax_arcface.training.fit import fit
+    from jax_arcface.training.fit import fit_config
 
     set_up()
-    fit([recipe(dataset)], data.load(dataset), stop=lambda: True)
+    fit_config(recipe(dataset), data.load(dataset), stop=lambda: True)

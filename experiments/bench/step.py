@@ -17,7 +17,8 @@ from experiments._arguments import Parser
 from experiments.bench.floor import Work
 from experiments.bench.turns import Contender, Step
 from jax_arcface.__main__ import cpu_environment, keep_freed_memory
-from jax_arcface.training.config import BACKBONE_NAMES, PRECISIONS
+from jax_arcface.models.backbones import BACKBONES
+from jax_arcface.training.config import PRECISIONS
 
 REFERENCE = "PyTorch, channels last"
 SHAPES = {"digits": (8, 8, 1), "mnist": (28, 28, 1), "cifar10": (32, 32, 3)}
@@ -49,31 +50,37 @@ def jax_step(options: argparse.Namespace, replicas: int = 1, xla: bool = False) 
 
     from jax_arcface.data import Dataset, Split
     from jax_arcface.training import fit as training
+    from jax_arcface.training import state as states
     from jax_arcface.training.config import recipe
+    from jax_arcface.training.step import make_run, make_step
 
     keep_freed_memory()
     images, labels = _noise(options)
     dataset = Dataset("noise", Split(images, labels), Split(images[:10], labels[:10]), tuple("0123456789"))
     config = dataclasses.replace(recipe(options.dataset), **_changes(options))
-    configs = [dataclasses.replace(config, seed=seed) for seed in range(replicas)]
-    optimizer = training.make_optimizer(config, options.steps)
-    graphdef, abstract = training.abstract_model(config, dataset.image_shape, 10)
+    made = [training.make_objects(dataclasses.replace(config, seed=seed), dataset) for seed in range(replicas)]
+    model, source, optimizer = made[0]
     if xla:
-        model = nnx.merge(graphdef, abstract)
         for _, module in nnx.iter_modules(model):
             if hasattr(module, "implementation"):
                 module.implementation = "xla"
-        graphdef = nnx.graphdef(model)
-    run = training.make_epoch(training.make_step(config, graphdef, optimizer, options.steps), replicas)
-    data = training.device_data(dataset.train, images.mean((0, 1, 2)), images.std((0, 1, 2)))
-    state = training.stack([training.initial_state(c, dataset, optimizer) for c in configs])
-    margin = training.stack([c.margin_value for c in configs])
-    batches = training.stack([training.host_batches(c, dataset, 0, 0) for c in configs], axis=1)
+    parts, _, _ = states.split(model)
+    run = make_step(parts, optimizer, source, round(config.margin_warmup_epochs * options.steps))
+    reached = [states.start(*states.split(one)[1:], optimizer) for one, _, _ in made]
+    epochs = [list(source.batches(0)) for _, source, _ in made]
+    if replicas == 1:
+        (state,), batches, margins = reached, epochs[0], config.objective.margins
+    else:
+        run = jax.vmap(run, in_axes=(0, None, 0, 0))
+        stack = functools.partial(jax.tree.map, lambda *leaves: np.stack(leaves))
+        state, batches = stack(*reached), [stack(*several) for several in zip(*epochs, strict=True)]
+        margins = stack(*[config.objective.margins] * replicas)
+    step_by_step = make_run(run)
 
     def step() -> float:
         nonlocal state
-        for reached, metrics in run(state, data, batches, margin):
-            state = reached
+        for after, metrics in step_by_step(state, source.resident, batches, margins):
+            state = after
             loss = float(np.ravel(jax.block_until_ready(metrics).loss)[-1])
         return loss
 
@@ -135,7 +142,7 @@ def parser() -> Parser:
     """What is trained."""
     parser = Parser("bench step", __doc__)
     parser.add_argument("--dataset", choices=SHAPES, default="mnist", help="whose recipe and shape (default: mnist)")
-    parser.add_argument("--backbone", choices=BACKBONE_NAMES, default="lenet", help="network (default: lenet)")
+    parser.add_argument("--backbone", choices=tuple(BACKBONES), default="lenet", help="network (default: lenet)")
     parser.add_argument("--width", type=float, default=0.5, help="factor on its channels (default: 0.5)")
     parser.add_argument("--batch-size", type=int, default=128, help="(default: 128)")
     parser.add_argument("--precision", choices=PRECISIONS, default="float32", help="(default: float32)")

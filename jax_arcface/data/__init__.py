@@ -8,10 +8,13 @@ from jax_arcface.data.dataset import Dataset, Split, channel_statistics
 from jax_arcface.data.folders import read_images
 from jax_arcface.data.prepared import prepare_tfds
 from jax_arcface.data.registry import DATASETS, load
+from jax_arcface.data.source import ArraySource, Source
 
 __all__ = [
     "DATASETS",
+    "ArraySource",
     "Dataset",
+    "Source",
     "Split",
     "channel_statistics",
     "load",

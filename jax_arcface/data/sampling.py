@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from jax_arcface.models.images import normalise
 from jax_arcface.philox import generator
 
 Draws = dict[str, np.ndarray]
@@ -190,11 +191,6 @@ def augment(images: Array, draws: Mapping[str, Array], mean: Array, scale: Array
         )
         pixels = jnp.where((inside_rows[:, :, None] & inside_columns[:, None, :])[..., None], 0, pixels)
     return pixels
-
-
-def normalise(images: Array, mean: Array, scale: Array) -> Array:
-    """(images - mean) * scale, by channel: [..., C] to [..., C] in the dtype of `scale`."""
-    return (images.astype(scale.dtype) - mean) * scale
 
 
 def _reflected(index: Array, size: int) -> Array:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Mapping
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
-from jax_arcface.losses.fused import chosen_loss, has_many_cosines, nearest_class
-from jax_arcface.losses.margins import Margin
+from jax_arcface.losses.fused import has_many_cosines, nearest_class
+from jax_arcface.losses.registry import Inputs, Objective
 from jax_arcface.losses.softmax import linear_logits
 from jax_arcface.losses.vectors import checked_labels, cosines, normalize
 
@@ -78,30 +81,42 @@ def class_means(embeddings: ArrayLike, labels: ArrayLike, num_classes: int) -> n
 
 
 def mean_loss(
+    objective: Objective,
+    owned: Mapping[str, ArrayLike],
     embeddings: ArrayLike,
-    prototypes: ArrayLike,
     labels: ArrayLike,
-    margin: Margin,
-    scale: float,
-    filter_above: float | None = None,
+    *,
+    step: int = 0,
     block_size: int = 1000,
-) -> float:
-    """The mean margin softmax loss of embeddings [N, D] with labels [N], block_size at a time.
+) -> float | None:
+    """The mean of the classification loss, times its weight, with its full margin.
 
-    `filter_above` is that of `margin_logits`.
+    Args:
+      objective: the losses, of which the classification loss counts.
+      owned: `prototypes` [C, D] or [C, K, D], and with `softmax` a `bias` [C].
+      embeddings: [N, D]. labels: [N].
+      step: steps done, for a loss that is annealed.
+      block_size: embeddings looked at at a time.
+
+    Returns:
+      None where the classification loss has a state or random margins, or where there is none: what such a loss is
+      depends on the batch.
+
+    >>> from jax_arcface.losses.terms import norm_softmax
+    >>> print(f"{mean_loss(norm_softmax(scale=1.0), {'prototypes': jnp.eye(2)}, jnp.eye(2), jnp.arange(2)):.4f}")
+    0.3133
     """
-    embeddings, labels = np.asarray(embeddings), np.asarray(labels)
-    total = 0.0
+    term = objective.classifier
+    labels = np.asarray(labels)
+    if term is None or term.loss.draws or term.loss.init(len(np.asarray(owned["prototypes"])), 2) or not len(labels):
+        return None
+    embeddings, alone, total = np.asarray(embeddings), Objective((term,)), 0.0
     for start in range(0, len(labels), block_size):
         block = slice(start, start + block_size)
-        loss = _loss(embeddings[block], prototypes, labels[block], margin, scale, filter_above)
-        total += float(loss) * len(labels[block])
+        total += float(_loss(alone, dict(owned), embeddings[block], labels[block], step)) * len(labels[block])
     return total / len(labels)
 
 
-@jax.jit
-def _loss(
-    embeddings: Array, prototypes: Array, labels: Array, margin: Margin, scale: Array, filter_above: float | None
-) -> Array:
-    loss_of = chosen_loss(embeddings, prototypes)
-    return loss_of(embeddings, prototypes, labels, margin, scale, filter_above=filter_above)
+@functools.partial(jax.jit, static_argnums=0)
+def _loss(objective: Objective, owned: dict[str, Array], embeddings: Array, labels: Array, step: Array) -> Array:
+    return objective.apply(Inputs(embeddings, labels, owned, step), {}).loss

@@ -7,7 +7,8 @@ import pytest
 from flax import nnx
 
 from jax_arcface.models import weights
-from jax_arcface.models.backbones import BACKBONES, WhiteningFilters, whitening_filters
+from jax_arcface.models.airnet import WhiteningFilters, whitening_filters
+from jax_arcface.models.backbones import BACKBONES
 
 
 def abstract(name: str, shape: tuple[int, int, int], dimension: int = 2, **options):
@@ -21,10 +22,14 @@ def parameters(model, kind=nnx.Param) -> int:
 @pytest.mark.parametrize("name", BACKBONES)
 @pytest.mark.parametrize("shape", [(28, 28, 1), (32, 32, 3), (33, 40, 3)])
 def test_embeddings_have_the_asked_dimension_in_training_and_evaluation(name, shape):
-    for train in (True, False):
-        embeddings = nnx.eval_shape(
-            lambda train=train: BACKBONES[name](shape, 5, 0.25, rngs=nnx.Rngs(0))(jnp.zeros((3, *shape)), train=train)
-        )
+    for mode in ("train", "eval"):
+
+        def embed(mode=mode):
+            model = BACKBONES[name](shape, 5, 0.25, rngs=nnx.Rngs(0))
+            getattr(model, mode)()
+            return model(jnp.zeros((3, *shape)))
+
+        embeddings = nnx.eval_shape(embed)
         assert embeddings.shape == (3, 5)
         assert embeddings.dtype == jnp.float32
 
@@ -72,9 +77,13 @@ def test_one_compiled_network(name):
     @jax.jit
     def embed(x):
         model = nnx.merge(graphdef, state, copy=True)
+        model.eval()
         evaluation = model(x)
-        training = model(x, train=True)
-        return evaluation, training, nnx.state(model, nnx.BatchStat), nnx.merge(narrow, state, copy=True)(x)
+        model.train()
+        training = model(x)
+        in_bfloat16 = nnx.merge(narrow, state, copy=True)
+        in_bfloat16.eval()
+        return evaluation, training, nnx.state(model, nnx.BatchStat), in_bfloat16(x)
 
     evaluation, training, changed, in_bfloat16 = embed(x)
     other = np.concatenate([x[:1], 3 * x[1:]])

@@ -8,8 +8,10 @@ import pytest
 from flax import nnx
 from scipy.special import log_softmax
 
+from jax_arcface.errors import UserError
 from jax_arcface.losses.margins import Margin
-from jax_arcface.models.heads import ArcFaceHead
+from jax_arcface.losses.terms import arcface, center, center_learnt, cosface, inter, intra, softmax, supcon
+from jax_arcface.models.heads import ArcFaceHead, Head
 
 LABELS = np.array([0, 2, 2, 4])
 
@@ -32,7 +34,7 @@ def numpy_logits(x, prototypes, psi, scale):
     return scale * np.where(np.eye(cosine.shape[1])[LABELS] == 1, psi(cosine), cosine)
 
 
-def arcface(m):
+def shifted(m):
     """cos(theta + m) by the addition theorem, cos(theta + m) past pi as SphereFace has it."""
 
     def psi(cosine):
@@ -46,7 +48,7 @@ def arcface(m):
 @pytest.mark.parametrize(
     ("options", "psi", "scale"),
     [
-        ({}, arcface(0.5), 64.0),
+        ({}, shifted(0.5), 64.0),
         ({"margin": Margin.cosface(0.2), "scale": 10.0}, lambda cosine: cosine - 0.2, 10.0),
         ({"margin": Margin.softmax(), "scale": 1}, lambda cosine: cosine, 1.0),
         ({"margin": Margin.sphereface(2)}, lambda c: np.where(c >= 0, 2 * c**2 - 1, -1 - 2 * c**2), 64.0),
@@ -64,7 +66,8 @@ def test_logits_and_loss_match_numpy(subcenters, options, psi, scale):
     hard = -logs[np.arange(4), LABELS].mean()
     assert head.loss(x, LABELS) == pytest.approx(hard, abs=4e-6 * scale)
     smooth = 0.8 * hard - 0.2 * logs.mean()
-    assert head.loss(x, LABELS, label_smoothing=0.2) == pytest.approx(smooth, abs=4e-6 * scale)
+    smoothed = ArcFaceHead(3, 5, subcenters=subcenters, label_smoothing=0.2, rngs=nnx.Rngs(0), **options)
+    assert smoothed.loss(x, LABELS) == pytest.approx(smooth, abs=4e-6 * scale)
 
 
 def test_the_loss_of_many_classes_holds_no_logits():
@@ -125,26 +128,51 @@ def test_bfloat16_embeddings_give_float32_logits():
     x = jnp.asarray(embeddings(), jnp.bfloat16)
     logits = jax.jit(lambda x: head(x, LABELS))(x)
     assert logits.dtype == jnp.float32
-    np.testing.assert_allclose(logits, numpy_logits(x, head.prototypes[...], arcface(0.5), 64), atol=3e-4)
+    np.testing.assert_allclose(logits, numpy_logits(x, head.prototypes[...], shifted(0.5), 64), atol=3e-4)
     assert jax.eval_shape(jax.grad(lambda x: head.loss(x, LABELS)), x).dtype == jnp.bfloat16
 
 
 @pytest.mark.parametrize(
-    ("sizes", "options", "message"),
+    ("sizes", "options"),
     [
-        ((0, 5), {}, "embedding_dim is 0; it must be a whole number of at least 1"),
-        ((3, -1), {}, "num_classes is -1; it must be a whole number of at least 1"),
-        ((3, 5), {"subcenters": 1.5}, r"subcenters is 1\.5; it must be a whole number of at least 1"),
-        ((3, 5), {"scale": 0}, "scale is 0; it must be > 0 and finite"),
-        ((3, 5), {"scale": float("nan")}, "scale is nan; it must be > 0 and finite"),
-        ((3, 5), {"scale": float("inf")}, "scale is inf; it must be > 0 and finite"),
+        ((0, 5), {}),
+        ((3, -1), {}),
+        ((3, 5), {"subcenters": 1.5}),
+        *(((3, 5), {"scale": scale}) for scale in (0, float("nan"), float("inf"))),
     ],
 )
-def test_bad_sizes_are_refused(sizes, options, message):
-    with pytest.raises(ValueError, match=message):
+def test_bad_sizes_are_refused(sizes, options):
+    with pytest.raises(ValueError, match=r"it must be"):
         ArcFaceHead(*sizes, rngs=nnx.Rngs(0), **options)
 
 
 def test_a_margin_that_is_a_number_is_refused():
-    with pytest.raises(TypeError, match=r"margin is 0\.5; it must be a Margin, such as Margin\.arcface\(0\.5\)"):
+    with pytest.raises(TypeError, match="must be a Margin"):
         ArcFaceHead(3, 5, margin=0.5, rngs=nnx.Rngs(0))
+
+
+def test_a_head_owns_what_its_losses_need_and_keeps_their_states():
+    head = Head(softmax() + 0.1 * center(rate=1.0) + center_learnt() + supcon(), 3, 5, rngs=nnx.Rngs(0))
+    assert sorted(nnx.to_pure_dict(nnx.state(head, nnx.Param))) == ["bias", "centers", "prototypes"]
+    before = head.states["center"]["centers"][...]
+    outcome = head.outcome(embeddings(), LABELS)
+    np.testing.assert_array_equal(head.states["center"]["centers"][...], before)  # nothing is changed
+    assert head.loss(embeddings(), LABELS) == outcome.loss
+    np.testing.assert_array_equal(head.states["center"]["centers"][...], outcome.state["center"]["centers"])
+    assert np.abs(outcome.state["center"]["centers"]).max() > 0
+    assert not nnx.to_pure_dict(nnx.state(Head(supcon(), 3, 5, rngs=nnx.Rngs(0)), nnx.Param))  # pairs own nothing
+
+
+def test_a_head_classifies_by_its_bias_or_by_the_nearest_prototype():
+    head = Head(softmax(), 2, 2, rngs=nnx.Rngs(0))
+    head.prototypes[...], head.bias[...] = jnp.eye(2), jnp.array([0.0, 5.0])
+    assert head.predict(jnp.eye(2)).tolist() == [1, 1]
+    head = Head(arcface(), 2, 2, rngs=nnx.Rngs(0))
+    head.prototypes[...] = jnp.eye(2)
+    assert head.predict(jnp.array([[9.0, 1.0], [1.0, 2.0]])).tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("objective", [intra(), arcface() + cosface(), arcface(subcenters=2) + inter()])
+def test_losses_that_cannot_be_trained_with_are_refused(objective):
+    with pytest.raises(UserError):
+        Head(objective, 3, 5, rngs=nnx.Rngs(0))

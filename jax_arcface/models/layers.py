@@ -15,14 +15,15 @@ class BatchNorm(nnx.Module):
     """Batch norm over all axes but the last, with PyTorch's definitions (Ioffe and Szegedy 2015).
 
     The biased variance normalises; the unbiased one enters the running variance, with weight 0.1 (Flax's own takes the
-    biased one). Statistics are taken in float32 (float64 for float64).
+    biased one). Statistics are taken in float32 (float64 for float64). In training mode, as it is made, it takes the
+    batch's statistics and updates the running ones; `eval()` makes it take those.
 
     Args:
       channels: size of the last axis.
 
     >>> norm = BatchNorm(3)
     >>> x = jnp.arange(12.0).reshape(4, 3)
-    >>> norm(x, train=True).std(axis=0).round(3)
+    >>> norm(x).std(axis=0).round(3)
     Array([1., 1., 1.], dtype=float32)
     >>> jnp.round(100 * norm.mean[...])  # a tenth of the batch's mean, 4.5, 5.5, 6.5
     Array([45., 55., 65.], dtype=float32)
@@ -33,13 +34,14 @@ class BatchNorm(nnx.Module):
         self.bias = nnx.Param(jnp.zeros(channels))
         self.mean = nnx.BatchStat(jnp.zeros(channels))
         self.var = nnx.BatchStat(jnp.ones(channels))
+        self.use_running_average = False
 
-    def __call__(self, x: Array, train: bool) -> Array:
-        """[..., C] to [..., C]; `train` takes the batch's statistics and updates the running ones."""
+    def __call__(self, x: Array) -> Array:
+        """[..., C] to [..., C]."""
         dtype = x.dtype
         x = x.astype(jnp.promote_types(dtype, jnp.float32))
         scale, bias = self.scale[...], self.bias[...]
-        if train:
+        if not self.use_running_average:
             y, mean, var = _normalise_batch(x, scale, bias)
             count = x.size // x.shape[-1]
             unbiased = var * (count / max(count - 1, 1))
@@ -234,18 +236,27 @@ class Embedding(nnx.Module):
         dtype: DTypeLike | None = None,
         rngs: nnx.Rngs,
     ):
-        self.dropout = dropout
+        self.dropout = nnx.Dropout(dropout, rngs=rngs if dropout > 0 else None)
         self.features = shape[0] * shape[1] * shape[2]
         self.bn1 = BatchNorm(shape[2])
         self.fc = nnx.Linear(self.features, embedding_dim, use_bias=False, dtype=dtype, rngs=rngs)
         self.bn2 = BatchNorm(embedding_dim)
 
-    def __call__(self, x: Array, train: bool, dropout_mask: Array | None = None) -> Array:
-        """[B, H, W, C] to [B, D]; `dropout_mask`, bool [B, C H W], is true where a feature is kept."""
-        x = self.bn1(x, train)
+    def __call__(self, x: Array, dropout_mask: Array | None = None) -> Array:
+        """[B, H, W, C] to [B, D].
+
+        `dropout_mask`, bool [B, C H W], is true where a feature is kept in training; where None, it is drawn from the
+        stream `dropout` of `rngs`.
+        """
+        x = self.bn1(x)
         x = x.transpose(0, 3, 1, 2).reshape(x.shape[0], -1)  # channel, row, column: PyTorch's order
-        if train and self.dropout > 0:
-            if dropout_mask is None:
-                raise ValueError(f"dropout is {self.dropout}: training needs a dropout_mask [B, {self.features}]")
-            x = jnp.where(dropout_mask, x / (1 - self.dropout), 0)
-        return self.bn2(self.fc(x), train)
+        if dropout_mask is None:
+            x = self.dropout(x)
+        elif not self.dropout.deterministic:
+            x = jnp.where(dropout_mask, x / (1 - self.dropout.rate), 0)
+        return self.bn2(self.fc(x))
+
+
+def scaled(channels: int, width: float) -> int:
+    """A number of channels times a factor, at least 1."""
+    return max(1, round(channels * width))

@@ -20,7 +20,7 @@ def test_batch_norm_in_training(rng):
     x = rng.normal(3, 2, (6, 4, 5, 3))
     norm = BatchNorm(3)
     norm.scale[...], norm.bias[...] = jnp.array([1.0, 2.0, 0.5]), jnp.array([0.0, -1.0, 4.0])
-    y = norm(jnp.asarray(x, jnp.float32), train=True)
+    y = norm(jnp.asarray(x, jnp.float32))
     flat = x.reshape(-1, 3)
     expected = (x - flat.mean(0)) / np.sqrt(flat.var(0) + 1e-5) * [1, 2, 0.5] + [0, -1, 4]
     np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-5)
@@ -32,8 +32,9 @@ def test_batch_norm_in_evaluation_uses_the_running_statistics_and_leaves_them(rn
     x = rng.normal(size=(4, 3)).astype(np.float32)
     norm = BatchNorm(3)
     norm.mean[...], norm.var[...] = jnp.array([1.0, 2.0, 3.0]), jnp.array([4.0, 9.0, 0.0])
+    norm.eval()
     expected = (x - [1, 2, 3]) / np.sqrt(np.array([4, 9, 0]) + 1e-5)
-    np.testing.assert_allclose(norm(x, train=False), expected, rtol=1e-5)
+    np.testing.assert_allclose(norm(x), expected, rtol=1e-5)
     np.testing.assert_array_equal(norm.mean[...], [1, 2, 3])
 
 
@@ -43,7 +44,7 @@ def test_batch_norm_gradients_in_float64(rng):
     def loss(x, scale, bias):
         norm = BatchNorm(3)
         norm.scale, norm.bias = nnx.Param(scale), nnx.Param(bias)
-        return jnp.sum(weights * jnp.tanh(norm(x, train=True)))
+        return jnp.sum(weights * jnp.tanh(norm(x)))
 
     with jax.enable_x64(True):
         arguments = [jnp.asarray(rng.normal(size=shape)) for shape in ((7, 3), (3,), (3,))]
@@ -54,7 +55,7 @@ def test_batch_norm_keeps_bfloat16_and_takes_its_statistics_in_float32(rng):
     # 1024 values around 100: their bfloat16 sum would be off by whole percents
     x = jnp.asarray(rng.normal(100, 1, (1024, 2)), jnp.bfloat16)
     norm = BatchNorm(2)
-    assert norm(x, train=True).dtype == jnp.bfloat16
+    assert norm(x).dtype == jnp.bfloat16
     np.testing.assert_allclose(10 * norm.mean[...], np.asarray(x, np.float64).mean(0), rtol=1e-5)
 
 
@@ -135,9 +136,10 @@ def test_pooling_does_not_lose_nan():
 def test_embedding_flattens_channel_row_column():
     layer = Embedding((2, 3, 2), 12, rngs=nnx.Rngs(0))
     layer.fc.kernel[...] = jnp.eye(12)
+    layer.eval()
     x = jnp.arange(12.0).reshape(1, 2, 3, 2)
     expected = [x[0, row, column, channel] for channel in (0, 1) for row in (0, 1) for column in (0, 1, 2)]
-    np.testing.assert_allclose(layer(x, train=False)[0], expected, rtol=1e-4)
+    np.testing.assert_allclose(layer(x)[0], expected, rtol=1e-4)
 
 
 def test_dropout_zeroes_what_is_masked_and_scales_the_rest(rng):
@@ -146,13 +148,16 @@ def test_dropout_zeroes_what_is_masked_and_scales_the_rest(rng):
     seen = {}
 
     class Spy(nnx.Module):
-        def __call__(self, x, train):
+        def __call__(self, x):
             seen["x"] = x
             return x
 
-    layer.bn1, layer.bn2 = (lambda x, train: x), Spy()
+    layer.bn1, layer.bn2 = (lambda x: x), Spy()
     mask = jnp.array([[True, False, True, True]])
-    layer(jnp.array([1.0, 2.0, 3.0, 4.0]).reshape(1, 1, 1, 4), train=True, dropout_mask=mask)
+    layer(jnp.array([1.0, 2.0, 3.0, 4.0]).reshape(1, 1, 1, 4), dropout_mask=mask)
     np.testing.assert_allclose(seen["x"], [[2.0, 0.0, 6.0, 8.0]])
-    with pytest.raises(ValueError, match="dropout_mask"):
-        layer(jnp.ones((1, 1, 1, 4)), train=True)
+    layer(jnp.ones((1, 1, 1, 4)))  # drawn by nnx.Dropout
+    assert set(np.ravel(seen["x"]).tolist()) <= {0.0, 2.0}
+    layer.eval()
+    layer(jnp.ones((1, 1, 1, 4)), dropout_mask=mask)
+    np.testing.assert_array_equal(seen["x"], np.ones((1, 4)))

@@ -13,10 +13,9 @@ from typing import Any
 from jax_arcface.data.sampling import Augmentation
 from jax_arcface.errors import UserError, nearest
 from jax_arcface.files import read_json
-from jax_arcface.losses.margins import Margin
-from jax_arcface.losses.registry import Objective, parse
+from jax_arcface.losses.registry import SHARED, Objective, parse
+from jax_arcface.models.backbones import BACKBONES
 
-BACKBONE_NAMES = ("lenet", "resnet20", "resnet18", "airnet")
 OPTIMIZERS = ("sgd", "nesterov", "adamw")
 SCHEDULES = ("cosine", "linear", "constant")
 PRECISIONS = ("float32", "bfloat16")
@@ -24,6 +23,10 @@ PRECISIONS = ("float32", "bfloat16")
 
 # Classes in a batch of pair losses alone, where --classes-per-batch is not given.
 PAIR_CLASSES = 8
+# s where --scale is not given: ten classes need less than the paper's 64.
+DEFAULT_SCALE = 16.0
+# The values of fields that stand for options of the loss, at which the loss's own default holds.
+_NEUTRAL = {"scale": None, "subcenters": 1, "label_smoothing": 0.0, "beyond_pi": "monotone", "gradient": "exact"}
 # The fields whose meaning, default or effect depends on the loss.
 OF_THE_LOSS = {
     *("margin", "margin_warmup_epochs", "scale", "beyond_pi", "gradient", "subcenters", "label_smoothing"),
@@ -116,29 +119,23 @@ class TrainConfig:
 
     @functools.cached_property
     def objective(self) -> Objective:
-        """The sum of losses that `loss` and `margin` describe."""
-        return parse(self.loss, self.margin)
-
-    @property
-    def margin_value(self) -> Margin:
-        """The `Margin` that loss, margin, beyond_pi and gradient describe; none where the loss is no margin softmax."""
-        return self.objective.margin(self.beyond_pi, self.gradient) or Margin()
-
-    @property
-    def scale_value(self) -> float:
-        """The scale, 16 where none is given."""
-        return 16.0 if self.scale is None else self.scale
+        """The sum of losses that `loss` and the fields beside it describe."""
+        given = {name: getattr(self, name) for name in SHARED if getattr(self, name) != _NEUTRAL[name]}
+        classifier = parse(self.loss).classifier
+        if classifier and "scale" in classifier.entry.options:
+            given.setdefault("scale", DEFAULT_SCALE)
+        return parse(self.loss, m=self.margin, **given)
 
     @property
     def about_classes(self) -> str:
         """The end of a message about `classes_per_batch`, which may not be the user's."""
         if self.objective.classifier is not None or self.classes_per_batch != PAIR_CLASSES:
             return ""
-        return f" ({PAIR_CLASSES} is the default of pair losses alone: give --classes-per-batch another number)"
+        return f" ({PAIR_CLASSES} is the default of pair losses alone)"
 
     def __post_init__(self) -> None:
         for field, known in (
-            ("backbone", BACKBONE_NAMES),
+            ("backbone", tuple(BACKBONES)),
             ("optimizer", OPTIMIZERS),
             ("schedule", SCHEDULES),
             ("precision", PRECISIONS),
@@ -147,7 +144,7 @@ class TrainConfig:
             ("gradient", ("exact", "straight_through")),
         ):
             if (value := getattr(self, field)) not in known:
-                raise UserError(f"there is no {flag(field)} {value!r}: {nearest(value, known)}")
+                raise UserError(f"{field} is {value!r}: {nearest(value, known)}")
         for field, ok, rule in (
             ("image_size", self.image_size is None or 1 <= self.image_size <= 4096, "from 1 to 4,096 pixels"),
             ("width", 0 < self.width <= 64, "above 0 and at most 64"),
@@ -166,7 +163,7 @@ class TrainConfig:
                 "classes_per_batch",
                 self.classes_per_batch == 0
                 or (self.classes_per_batch >= 2 and self.batch_size % self.classes_per_batch == 0),
-                f"0, or at least 2 and divide --batch-size, {self.batch_size}{self.about_classes}",
+                f"0, or at least 2 and divide the batch size, {self.batch_size}{self.about_classes}",
             ),
             ("learning_rate", self.learning_rate > 0, "> 0"),
             ("momentum", 0 <= self.momentum < 1, "at least 0 and below 1"),
@@ -183,34 +180,20 @@ class TrainConfig:
             value = getattr(self, field)
             if not ok or (isinstance(value, float) and not math.isfinite(value)):
                 finite = " and finite" if ok else ""
-                raise UserError(f"{flag(field)} is {value}; it must be {rule}{finite}")
+                raise UserError(f"{field} is {value}; it must be {rule}{finite}")
         self._check_effects()
 
     def _check_effects(self) -> None:
-        takes = self.objective.takes
-        for field, given in (
-            ("scale", self.scale is not None),
-            ("margin_warmup_epochs", self.margin_warmup_epochs != 0),
-            ("beyond_pi", self.beyond_pi != "monotone"),
-            ("gradient", self.gradient != "exact"),
-            ("subcenters", self.subcenters != 1),
-            ("label_smoothing", self.label_smoothing != 0),
-        ):
-            if given and field not in takes:
-                raise UserError(f"{flag(field)} has no effect on --loss {self.loss}")
-        if self.beyond_pi == "linear" and (term := self.objective.classifier) and term.loss.margin:
-            margin = self.objective.margin()
-            if margin is not None and margin.m1 != 1:
-                raise UserError(f"--beyond-pi linear is not defined for --loss {self.loss}; use monotone or wrap")
-        if "subcenter" in self.objective.names and self.subcenters == 1:
-            raise UserError("--loss subcenter needs --subcenters of at least 2")
-        if self.objective.classifier is None and self.classes_per_batch == self.batch_size:
+        objective = self.objective  # refuses what has no effect on the loss
+        if self.margin_warmup_epochs and not objective.margins:
+            raise UserError(f"margin warm-up has no effect on the loss {self.loss}, which has no margin that grows")
+        if "subcenter" in objective.names and self.subcenters == 1:
+            raise UserError("the loss subcenter needs at least 2 sub-centres")
+        if objective.classifier is None and self.classes_per_batch == self.batch_size:
             raise UserError(
-                f"--loss {self.loss} learns nothing from one image of each class: --classes-per-batch is "
-                f"{self.classes_per_batch}; it must be below --batch-size, {self.batch_size}{self.about_classes}"
+                f"the loss {self.loss} learns nothing from one image of each class: there are {self.classes_per_batch} "
+                f"classes per batch, which must be fewer than the batch size, {self.batch_size}{self.about_classes}"
             )
-        if self.subcenters > 1 and (flat := self.objective.names & {"inter", "mhe"}):
-            raise UserError(f"--subcenters {self.subcenters}: {min(flat)} in --loss {self.loss} is defined for 1 only")
 
 
 def flag(field: str) -> str:
@@ -262,13 +245,20 @@ RECIPES = {
 }
 
 
-def recipe(dataset: str, loss: str = "arcface") -> TrainConfig:
-    """The defaults for a data set and a loss; for a folder of the user's own, those of `TrainConfig`."""
+def recipe(dataset: str, loss: str = "arcface", epochs: int | None = None) -> TrainConfig:
+    """The defaults for a data set, a loss and a number of epochs; for a folder of the user's own, `TrainConfig`'s.
+
+    Both warm-ups take at most a quarter of the epochs, so that rate and margin arrive in a short training, too.
+
+    >>> recipe("mnist", epochs=1).margin_warmup_epochs
+    0.25
+    """
     defaults = RECIPES.get(dataset) or TrainConfig(dataset=dataset)
     objective = parse(loss)
-    changes: dict[str, Any] = {}
-    if "margin_warmup_epochs" not in objective.takes:
-        changes["margin_warmup_epochs"] = 0.0
+    changes: dict[str, Any] = {"epochs": defaults.epochs if epochs is None else epochs}
+    longest = changes["epochs"] / 4
+    changes["warmup_epochs"] = min(defaults.warmup_epochs, longest)
+    changes["margin_warmup_epochs"] = min(defaults.margin_warmup_epochs, longest) if objective.margins else 0.0
     if "subcenter" in objective.names:
         changes["subcenters"] = 3
     if objective.classifier is None:
@@ -301,7 +291,8 @@ def from_dict(
     if loss not in (None, values.get("loss")):
         values = {name: value for name, value in values.items() if name not in OF_THE_LOSS} | {"loss": loss}
     try:
-        defaults = recipe(values.get("dataset", dataset or "digits"), values.get("loss", "arcface"))
+        epochs = values.get("epochs")
+        defaults = recipe(values.get("dataset", dataset or "digits"), values.get("loss", "arcface"), epochs)
         return dataclasses.replace(defaults, **values)
     except UserError as error:
         raise UserError(f"{source}: {error}") from None

@@ -5,20 +5,25 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import nnx
 
 from jax_arcface.cli import runs
-from jax_arcface.data import Dataset, Split, channel_statistics
+from jax_arcface.data import ArraySource, Dataset, Split, channel_statistics
 from jax_arcface.errors import UserError
-from jax_arcface.evaluation import accuracy
 from jax_arcface.losses import fused
-from jax_arcface.losses.registry import Inputs
-from jax_arcface.models import weights
-from jax_arcface.models.backbones import whitening_filters
+from jax_arcface.losses.terms import arcface, elasticface, supcon
+from jax_arcface.models import heads
+from jax_arcface.models.airnet import whitening_filters
+from jax_arcface.models.heads import Head
 from jax_arcface.training import fit as training
+from jax_arcface.training import state as states
 from jax_arcface.training.config import TrainConfig
-from jax_arcface.training.fit import fit, learning_rate_schedule, make_optimizer
+from jax_arcface.training.fit import fit, fit_config, fit_replicas, initial_model, initial_state
+from jax_arcface.training.optimizer import learning_rate_schedule, make_optimizer
+from jax_arcface.training.state import TrainState
+from jax_arcface.training.step import make_run, make_step
 
 CONFIG = TrainConfig(
     width=0.05, embedding_dim=4, epochs=2, batch_size=8, shift=1, dropout=0.2, margin_warmup_epochs=1, clip_norm=3.0
@@ -96,17 +101,17 @@ class Recorder(training.Reporter):
     def __init__(self, stop_after: int = 10**9):
         self.losses, self.records, self.stop_after = [], [], stop_after
 
-    def on_step(self, replica, epoch, step, metrics):
+    def on_step(self, epoch, step, metrics):
         self.losses.append(float(metrics.loss))
 
-    def on_epoch(self, replica, record, state):
-        self.records.append((replica, record))
+    def on_epoch(self, record, state):
+        self.records.append(record)
 
     def stop(self):
         return len(self.losses) >= self.stop_after
 
 
-def flat(state: training.TrainState) -> np.ndarray:
+def flat(state: TrainState) -> np.ndarray:
     return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves((state.params, state.stats, state.optimizer))])
 
 
@@ -114,7 +119,7 @@ def flat(state: training.TrainState) -> np.ndarray:
 def trained(dataset):
     """Two epochs of three steps, uninterrupted."""
     recorder = Recorder()
-    (state,) = fit([CONFIG], dataset, reporter=recorder)
+    state = fit_config(CONFIG, dataset, reporter=recorder)
     return state, recorder
 
 
@@ -122,7 +127,7 @@ def test_what_an_epoch_reports(dataset, trained):
     state, recorder = trained
     assert int(state.step) == 6
     assert len(recorder.losses) == 6
-    (_, first), (_, second) = recorder.records
+    first, second = recorder.records
     assert (first.epoch, first.step, second.epoch, second.step) == (1, 3, 2, 6)
     np.testing.assert_allclose(second.train_loss, np.mean(recorder.losses[3:]), rtol=1e-6)
     np.testing.assert_allclose(second.learning_rate, learning_rate_schedule(CONFIG, 3)(5), rtol=1e-6)
@@ -132,26 +137,26 @@ def test_what_an_epoch_reports(dataset, trained):
 def test_learns(dataset):
     config = dataclasses.replace(CONFIG, epochs=25, shift=0, dropout=0.0, width=0.1)
     recorder = Recorder()
-    fit([config], dataset, reporter=recorder)
-    _, last = recorder.records[-1]
+    fit_config(config, dataset, reporter=recorder)
+    last = recorder.records[-1]
     assert last.test_accuracy == 1.0
     assert last.train_accuracy > 0.9
-    assert last.train_loss < 0.3 * recorder.records[0][1].train_loss
+    assert last.train_loss < 0.3 * recorder.records[0].train_loss
 
 
 def test_the_first_steps_loss_is_the_equations(dataset):
     """ArcFace, equation 3, in float64 numpy, on the embeddings of the initial network."""
     config = dataclasses.replace(CONFIG, dropout=0.0, margin_warmup_epochs=0, shift=0, clip_norm=0.0, epochs=1)
     recorder = Recorder(stop_after=1)
-    fit([config], dataset, reporter=recorder, stop=recorder.stop)
-    graphdef, empty = training.abstract_model(config, dataset.image_shape, 3)
+    fit_config(config, dataset, reporter=recorder, stop=recorder.stop)
+    model = initial_model(config, dataset)
     initial = training.initial_weights(config, dataset)
-    state = weights.from_pytorch(empty, initial)
-    index = training.host_batches(config, dataset, 0, 0)["index"][0]
+    source = training.make_objects(config, dataset)[1]
+    index = next(iter(source.batches(0)))["index"]
     mean, std = channel_statistics(dataset.train.images)
     images = jnp.asarray((dataset.train.images[index] - mean) / std, jnp.float32)
-    embed = jax.jit(lambda images: nnx.merge(graphdef, state, copy=True).backbone(images, train=True))
-    x = np.asarray(embed(images), np.float64)
+    graphdef, state = nnx.split(model.backbone)
+    x = np.asarray(jax.jit(lambda images: nnx.merge(graphdef, state, copy=True)(images))(images), np.float64)
     w = initial["head.prototypes"].astype(np.float64)
     cosine = (x / np.linalg.norm(x, axis=1, keepdims=True)) @ (w / np.linalg.norm(w, axis=1, keepdims=True)).T
     labels, rows = dataset.train.labels[index], np.arange(8)
@@ -163,38 +168,38 @@ def test_the_first_steps_loss_is_the_equations(dataset):
 
 def test_a_stopped_training_goes_on_where_it_was(dataset, trained):
     recorder = Recorder(stop_after=4)  # in the middle of the second epoch
-    states = fit([CONFIG], dataset, reporter=recorder, stop=recorder.stop)
-    assert int(states[0].step) == 4
+    stopped = fit_config(CONFIG, dataset, reporter=recorder, stop=recorder.stop)
+    assert int(stopped.step) == 4
     assert len(recorder.records) == 1
-    (state,) = fit([CONFIG], dataset, states, reporter=recorder)
+    state = fit_config(CONFIG, dataset, state=stopped, reporter=recorder)
     np.testing.assert_array_equal(flat(state), flat(trained[0]))
-    for (_, resumed), (_, whole) in zip(recorder.records, trained[1].records, strict=True):
+    for resumed, whole in zip(recorder.records, trained[1].records, strict=True):
         assert resumed._replace(seconds=0, images_per_second=0) == whole._replace(seconds=0, images_per_second=0)
 
 
 def test_replicas_as_one_program_are_as_good_as_one_by_one(dataset, trained):
     others = [dataclasses.replace(CONFIG, seed=1), dataclasses.replace(CONFIG, margin=0.2)]
-    recorder = Recorder()
-    together = fit([CONFIG, *others], dataset, reporter=recorder)
+    recorders = [Recorder() for _ in range(3)]
+    together = fit_replicas([CONFIG, *others], dataset, reporters=recorders)
     np.testing.assert_allclose(flat(together[0]), flat(trained[0]), rtol=1e-3, atol=1e-4)
     for config, state in zip(others, together[1:], strict=True):
-        (alone,) = fit([config], dataset)
+        alone = fit_config(config, dataset)
         np.testing.assert_allclose(flat(state), flat(alone), rtol=1e-3, atol=1e-4)
         assert np.abs(flat(alone) - flat(trained[0])).max() > 1e-2
-    assert [replica for replica, _ in recorder.records] == [0, 1, 2, 0, 1, 2]
+    assert [record.epoch for recorder in recorders for record in recorder.records] == [1, 2, 1, 2, 1, 2]
 
 
 def test_a_scanned_epoch_is_the_same_as_its_steps(dataset):
-    optimizer = make_optimizer(CONFIG, 3)
-    graphdef, _ = training.abstract_model(CONFIG, dataset.image_shape, 3)
-    step = training.make_step(CONFIG, graphdef, optimizer, 3)
-    data = training.device_data(dataset.train, *channel_statistics(dataset.train.images))
-    batches = training.host_batches(CONFIG, dataset, 0, 6)
+    model, source, optimizer = training.make_objects(CONFIG, dataset)
+    parts, _, _ = states.split(model)
+    step, draws = make_step(parts, optimizer, source, 3), training.config_draws(CONFIG, model)
     results = []
     for scan in (False, True):
-        state = training.initial_state(CONFIG, dataset, optimizer)
-        losses = []
-        for reached, metrics in training.make_epoch(step, scan=scan)(state, data, batches, CONFIG.margin_value):
+        state, losses = initial_state(CONFIG, dataset), []
+        batches = training.with_draws(source, draws)(0, 0)
+        for reached, metrics in make_run(step, scan=scan)(
+            state, source.resident, batches, model.head.objective.margins
+        ):
             state = reached
             losses += np.ravel(metrics.loss).tolist()
         results.append((flat(state), losses))
@@ -202,43 +207,52 @@ def test_a_scanned_epoch_is_the_same_as_its_steps(dataset):
     np.testing.assert_allclose(results[0][1], results[1][1], rtol=1e-5)
 
 
-def test_evaluation_leaves_no_example_out(dataset, trained):
-    graphdef, _ = training.abstract_model(CONFIG, dataset.image_shape, 3)
-    embed = training.make_embed(graphdef)
-    data = training.device_data(dataset.test, *channel_statistics(dataset.train.images))
-    state = training.model_state(trained[0])
-    whole = embed(state, data)
-    assert whole.shape == (11, 4)
-    np.testing.assert_allclose(embed(state, data, batch_size=4), whole, rtol=1e-5, atol=1e-6)
-    prototypes = trained[0].params["head"]["prototypes"][...]
-    cosine = whole @ (prototypes / np.linalg.norm(prototypes, axis=1, keepdims=True)).T
-    expected = np.mean(cosine.argmax(1) == dataset.test.labels)
-    assert trained[1].records[-1][1].test_accuracy == accuracy(whole, prototypes, dataset.test.labels) == expected
+def embedded(config, state, dataset, images):
+    """Embeddings of images by a trained backbone."""
+    parts, _, _ = states.split(initial_model(config, dataset))
+    mean, std = channel_statistics(dataset.train.images)
+    backbone = parts.merge(state.params, state.stats).backbone
+    backbone.eval()
+    return np.asarray(backbone(jnp.asarray((images - mean) / std, jnp.float32)))
+
+
+def test_evaluation_is_of_every_test_image(dataset, trained):
+    state, recorder = trained
+    whole = embedded(CONFIG, state, dataset, dataset.test.images).astype(np.float64)
+    prototypes = np.asarray(state.params["head"]["prototypes"][...], np.float64)
+    unit = whole / np.linalg.norm(whole, axis=1, keepdims=True)
+    cosine = unit @ (prototypes / np.linalg.norm(prototypes, axis=1, keepdims=True)).T
+    labels, rows = dataset.test.labels, np.arange(11)
+    assert recorder.records[-1].test_accuracy == np.mean(cosine.argmax(1) == labels)
+    logits = 16 * cosine
+    logits[rows, labels] = 16 * np.cos(np.arccos(cosine[rows, labels]) + 0.5)
+    expected = np.mean(np.log(np.exp(logits).sum(1)) - logits[rows, labels])
+    np.testing.assert_allclose(recorder.records[-1].test_loss, expected, rtol=1e-4)
 
 
 def test_bfloat16_keeps_parameters_in_float32(dataset):
     config = dataclasses.replace(CONFIG, precision="bfloat16", epochs=1)
     recorder = Recorder()
-    (state,) = fit([config], dataset, reporter=recorder)
+    state = fit_config(config, dataset, reporter=recorder)
     assert {leaf.dtype for leaf in jax.tree.leaves((state.params, state.stats))} == {jnp.dtype(jnp.float32)}
     full = Recorder()
-    fit([dataclasses.replace(config, precision="float32")], dataset, reporter=full)
+    fit_config(dataclasses.replace(config, precision="float32"), dataset, reporter=full)
     assert recorder.losses != full.losses
     np.testing.assert_allclose(recorder.losses[0], full.losses[0], rtol=0.1)
 
 
 def test_a_loss_that_is_not_finite_stops_the_training(dataset):
     config = dataclasses.replace(CONFIG, learning_rate=1e30, warmup_epochs=0, clip_norm=0.0, optimizer="sgd")
-    with pytest.raises(training.Diverged, match=r"loss of step \d is (nan|inf); try a smaller --learning-rate"):
-        fit([config], dataset)
+    with pytest.raises(training.Diverged, match=r"loss of step \d is (nan|inf)"):
+        fit_config(config, dataset)
 
 
 def test_a_network_that_gives_nan_is_not_taken_for_one_that_gives_zero(dataset):
-    (state,) = fit([dataclasses.replace(CONFIG, epochs=0)], dataset)
+    state = fit_config(dataclasses.replace(CONFIG, epochs=0), dataset)
     kernel = state.params["backbone"]["stages"][0]["conv1"]["kernel"]
     kernel[...] = kernel[...].at[0].set(jnp.nan)
     with pytest.raises(training.Diverged, match="loss of step 1 is nan"):
-        fit([CONFIG], dataset, [state])
+        fit_config(CONFIG, dataset, state=state)
 
 
 def test_airnets_first_layer_whitens_the_training_images(dataset):
@@ -250,8 +264,8 @@ def test_airnets_first_layer_whitens_the_training_images(dataset):
 
 def test_zero_epochs_leave_the_initial_weights(dataset):
     config = dataclasses.replace(CONFIG, epochs=0)
-    (state,) = fit([config], dataset)
-    final = weights.to_pytorch(training.model_state(state))
+    state = fit_config(config, dataset)
+    final = state.weights
     for name, value in training.initial_weights(config, dataset).items():
         np.testing.assert_array_equal(final[name], value)
 
@@ -262,26 +276,29 @@ STATEFUL = dataclasses.replace(
 )
 
 
+def loss_states(state: TrainState) -> dict[str, np.ndarray]:
+    flat = nnx.to_flat_state(nnx.filter_state(state.stats, heads.LossState))
+    return {".".join(map(str, path[-2:])): np.asarray(leaf[...]) for path, leaf in flat}
+
+
 def test_losses_with_a_state_are_resumed_from_a_checkpoint_bit_for_bit(dataset, tmp_path):
-    (whole,) = fit([STATEFUL], dataset)
+    whole = fit_config(STATEFUL, dataset)
     recorder = Recorder(stop_after=4)
-    (stopped,) = fit([STATEFUL], dataset, reporter=recorder, stop=recorder.stop)
-    assert set(stopped.losses) == {"adaface", "center"}
-    assert np.abs(stopped.losses["center"]["centers"]).max() > 0
+    stopped = fit_config(STATEFUL, dataset, reporter=recorder, stop=recorder.stop)
+    assert set(loss_states(stopped)) == {"adaface.mean", "adaface.std", "center.centers"}
+    assert np.abs(loss_states(stopped)["center.centers"]).max() > 0
+    assert not any("states" in name for name in stopped.weights)  # they are no weights
     runs.write_checkpoint(tmp_path, stopped)
-    template = training.initial_state(STATEFUL, dataset, make_optimizer(STATEFUL, 3))
-    (resumed,) = fit([STATEFUL], dataset, [runs.read_checkpoint(tmp_path, template)])
+    resumed = fit_config(STATEFUL, dataset, state=runs.read_checkpoint(tmp_path, initial_state(STATEFUL, dataset)))
     for here, there in zip(jax.tree.leaves(resumed), jax.tree.leaves(whole), strict=True):
         np.testing.assert_array_equal(here, there)
 
 
 def test_losses_with_a_state_as_replicas_of_one_program(dataset):
     configs = [STATEFUL, dataclasses.replace(STATEFUL, seed=1)]
-    for config, state in zip(configs, fit(configs, dataset), strict=True):
-        (alone,) = fit([config], dataset)
+    for config, state in zip(configs, fit_replicas(configs, dataset), strict=True):
+        alone = fit_config(config, dataset)
         np.testing.assert_allclose(flat(state), flat(alone), rtol=1e-3, atol=1e-4)
-        for here, there in zip(jax.tree.leaves(state.losses), jax.tree.leaves(alone.losses), strict=True):
-            np.testing.assert_allclose(here, there, rtol=1e-3, atol=1e-4)
 
 
 def test_learnt_centres_are_not_decayed():
@@ -293,70 +310,41 @@ def test_learnt_centres_are_not_decayed():
 
 
 def test_pair_losses_alone_classify_by_the_mean_of_each_class(dataset):
-    config, recorder = PAIRS, Recorder()
-    (state,) = fit([config], dataset, reporter=recorder)
-    found = weights.to_pytorch(training.model_state(state))["head.prototypes"]
-    graphdef, _ = training.abstract_model(config, dataset.image_shape, 3)
-    embed, statistics = training.make_embed(graphdef), channel_statistics(dataset.train.images)
+    recorder = Recorder()
+    state = fit_config(PAIRS, dataset, reporter=recorder)
+    found = state.weights["head.prototypes"]
     train, test = (
-        embed(training.model_state(state), training.device_data(split, *statistics)).astype(np.float64)
-        for split in (dataset.train, dataset.test)
+        embedded(PAIRS, state, dataset, split.images).astype(np.float64) for split in (dataset.train, dataset.test)
     )
     unit = train / np.linalg.norm(train, axis=1, keepdims=True)
     means = np.stack([unit[dataset.train.labels == label].mean(axis=0) for label in range(3)])
     np.testing.assert_allclose(found, means, rtol=1e-5, atol=1e-6)
-    assert np.abs(found - training.initial_weights(config, dataset)["head.prototypes"]).max() > 0.01
+    assert np.abs(found - training.initial_weights(PAIRS, dataset)["head.prototypes"]).max() > 0.01
     cosine = test @ (means / np.linalg.norm(means, axis=1, keepdims=True)).T
-    assert recorder.records[-1][1].test_accuracy == np.mean(cosine.argmax(axis=1) == dataset.test.labels)
-
-
-def test_class_means_are_of_the_first_images_of_each_class():
-    labels = np.array([2, 0, 1, 2, 2, 0, 1, 2])
-    images = np.arange(8, dtype=np.uint8).reshape(8, 1, 1, 1)
-    dataset = Dataset("few", Split(images, labels), Split(images, labels), ("a", "b", "c"))
-    first = training._first_of_each(dataset, images=5)  # 2 of each class
-    assert first.images.ravel().tolist() == [0, 1, 2, 3, 5, 6]
-    assert first.labels.tolist() == [2, 0, 1, 2, 0, 1]
-
-
-def test_a_batch_counts_as_right_by_its_nearest_other_example_with_pair_losses_alone(dataset):
-    embeddings = jnp.array([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0], [0.8, 0.2]])  # nearest: 1, 0, 3, 1
-    inputs = Inputs(embeddings, jnp.array([0, 0, 1, 1]), jnp.zeros((2, 2)))
-    assert training._batch_accuracy(PAIRS, inputs) == 0.75
+    assert recorder.records[-1].test_accuracy == np.mean(cosine.argmax(axis=1) == dataset.test.labels)
+    assert recorder.records[-1].test_loss is None
 
 
 def test_softmax_classifies_by_its_logits(dataset):
     config = dataclasses.replace(CONFIG, loss="softmax", margin_warmup_epochs=0)
     recorder = Recorder()
-    (state,) = fit([config], dataset, reporter=recorder)
-    found = weights.to_pytorch(training.model_state(state))
+    state = fit_config(config, dataset, reporter=recorder)
+    found = state.weights
     assert np.abs(found["head.bias"]).max() > 0
-    graphdef, _ = training.abstract_model(config, dataset.image_shape, 3)
-    data = training.device_data(dataset.test, *channel_statistics(dataset.train.images))
-    logits = training.make_embed(graphdef)(training.model_state(state), data) @ found["head.prototypes"].T
-    expected = np.mean((logits + found["head.bias"]).argmax(axis=1) == dataset.test.labels)
-    assert recorder.records[-1][1].test_accuracy == expected
-    # a bias that decides
-    inputs = Inputs(jnp.eye(2), jnp.array([1, 1]), jnp.eye(2), bias=jnp.array([0.0, 5.0]))
-    assert training._batch_accuracy(config, inputs) == 1.0
+    logits = embedded(config, state, dataset, dataset.test.images) @ found["head.prototypes"].T + found["head.bias"]
+    assert recorder.records[-1].test_accuracy == np.mean(logits.argmax(axis=1) == dataset.test.labels)
 
 
-@pytest.mark.parametrize(
-    ("changes", "said"),
-    [
-        ({"classes_per_batch": 4}, "--classes-per-batch is 4, but there are only 3 classes"),
-        ({"batch_size": 27}, "--batch-size is 27, but there are only 26 training images"),
-    ],
-)
-def test_too_few_images_or_classes_are_refused(changes, said, dataset):
-    with pytest.raises(UserError, match=said):
-        fit([dataclasses.replace(CONFIG, **changes)], dataset)
+@pytest.mark.parametrize("changes", [{"classes_per_batch": 4}, {"batch_size": 27}])
+def test_too_few_images_or_classes_are_refused(changes, dataset):
+    with pytest.raises(UserError):
+        fit_config(dataclasses.replace(CONFIG, **changes), dataset)
 
 
 def test_adacos_of_two_classes_is_refused(dataset):
     two = dataclasses.replace(dataset, class_names=("a", "b"))
-    with pytest.raises(UserError, match="--loss adacos needs at least 3 classes, but there are only 2"):
-        fit([dataclasses.replace(CONFIG, loss="adacos", margin_warmup_epochs=0)], two)
+    with pytest.raises(ValueError, match="needs at least 3"):
+        fit_config(dataclasses.replace(CONFIG, loss="adacos", margin_warmup_epochs=0), two)
 
 
 @pytest.mark.parametrize("words", ["arcface", "subcenter", "arcface:filter=0.3+intra"])
@@ -364,20 +352,81 @@ def test_a_training_with_many_classes_takes_the_fused_loss(dataset, words, monke
     config = dataclasses.replace(CONFIG, loss=words, subcenters=3 if words == "subcenter" else 1, epochs=1)
     calls = []
     loss_of = fused.loss_and_correct
-    monkeypatch.setattr(fused, "loss_and_correct", lambda *args: calls.append(len(args)) or loss_of(*args))
-    (dense,) = fit([config], dataset)
+    monkeypatch.setattr(fused, "loss_and_correct", lambda *args, **kwargs: calls.append(1) or loss_of(*args, **kwargs))
+    dense = fit_config(config, dataset)
     assert not calls
     monkeypatch.setattr(fused, "MANY_COSINES", 0)
-    monkeypatch.delattr(training, "nearest_class")  # not needed: the loss knows
-    (state,) = fit([config], dataset)
+    monkeypatch.delattr(heads, "nearest_class")  # not needed: the loss knows
+    state = fit_config(config, dataset)
     assert calls
     np.testing.assert_allclose(flat(state), flat(dense), rtol=1e-3, atol=1e-4)
     assert state.totals.accuracy == dense.totals.accuracy
 
 
-@pytest.mark.parametrize("loss", ["adaface", "curricularface", "elasticface", "elastic_cosface"])
-def test_margins_that_are_part_of_the_program_are_not_trained_as_one(dataset, loss):
-    configs = [dataclasses.replace(CONFIG, loss=loss, margin=margin) for margin in (0.1, 0.4)]
-    with pytest.raises(ValueError, match="differ in more than the seed"):
-        fit(configs, dataset)
-    assert training.fit_one_program([dataclasses.replace(configs[0], seed=seed) for seed in (0, 1)])
+@pytest.mark.parametrize(
+    ("changes", "can"),
+    [
+        ([{"margin": 0.1}, {"margin": 0.4}], True),
+        ([{"loss": "adaface", "margin": 0.1}, {"loss": "adaface", "margin": 0.4}], True),
+        ([{"seed": 0}, {"seed": 1}], True),
+        ([{"scale": 8.0}, {"scale": 16.0}], False),
+        ([{"loss": "arcface"}, {"loss": "cosface"}], False),
+        ([{"loss": "contrastive:m=0.1"}, {"loss": "contrastive:m=0.2"}], False),
+        ([{"width": 0.1}, {"width": 0.2}], False),
+    ],
+)
+def test_what_can_be_trained_as_one_program(changes, can, dataset):
+    configs = [dataclasses.replace(CONFIG, margin_warmup_epochs=0, **change) for change in changes]
+    assert training.can_train_together(configs) is can
+    if not can:
+        with pytest.raises(ValueError, match="differ in more"):
+            fit_replicas(configs, dataset)
+
+
+# ---- objects
+
+
+class Net(nnx.Module):
+    """A user's network: two layers and nnx's own dropout and batch norm."""
+
+    def __init__(self, rngs):
+        self.first = nnx.Linear(81, 16, rngs=rngs)
+        self.norm = nnx.BatchNorm(16, rngs=rngs)
+        self.dropout = nnx.Dropout(0.1, rngs=rngs)
+        self.second = nnx.Linear(16, 4, rngs=rngs)
+
+    def __call__(self, images):
+        return self.second(self.dropout(nnx.relu(self.norm(self.first(images.reshape(len(images), -1))))))
+
+
+@pytest.mark.parametrize("objective", [arcface(scale=16.0), elasticface(scale=16.0), supcon()])
+def test_a_users_network_losses_optimiser_and_arrays(objective, dataset):
+    """And it learns them."""
+    backbone, recorder = Net(nnx.Rngs(0)), Recorder()
+    head = Head(objective, 4, 3, rngs=nnx.Rngs(1))
+    images = dataset.train.images.astype(np.float32) / 255
+    source = ArraySource(images, dataset.train.labels, 8, classes_per_batch=2 if objective.classifier is None else 0)
+    test = (dataset.test.images / 255, dataset.test.labels)
+    state = fit(backbone, head, optax.adam(1e-2), source, epochs=25, test=test, reporter=recorder)
+    assert recorder.records[-1].test_accuracy == 1.0
+    assert recorder.records[-1].train_loss < 0.5 * recorder.records[0].train_loss
+    # the modules hold what was learnt
+    np.testing.assert_array_equal(backbone.first.kernel[...], state.params["backbone"]["first"]["kernel"][...])
+    assert np.abs(backbone.norm.mean[...]).max() > 0
+    backbone.eval()
+    assert np.mean(np.asarray(head.predict(backbone(jnp.asarray(test[0], jnp.float32)))) == test[1]) == 1.0
+
+
+def test_a_networks_own_dropout_is_drawn_anew_in_each_step(dataset):
+    class Noise(nnx.Module):
+        def __init__(self):
+            self.dropout = nnx.Dropout(0.5, rngs=nnx.Rngs(0))
+            self.weight = nnx.Param(jnp.ones(()))
+
+        def __call__(self, images):
+            return self.dropout(self.weight * jnp.ones((len(images), 64)))
+
+    recorder = Recorder()
+    source = ArraySource(dataset.train.images, dataset.train.labels, 8)
+    fit(Noise(), Head(arcface(), 64, 3, rngs=nnx.Rngs(0)), optax.sgd(0.0), source, epochs=1, reporter=recorder)
+    assert len(set(recorder.losses)) == 3

@@ -21,6 +21,7 @@ from flax import nnx
 from jax_arcface.models import backbones as jax_backbones
 from jax_arcface.models import layers as jax_layers
 from jax_arcface.models import weights as jax_weights
+from jax_arcface.models.airnet import whitening_filters
 from parity_tests.cases import Case, bound_of, renamed
 from parity_tests.compare import Difference, compare, difference, differences
 from torch_reference.models import backbones as torch_backbones
@@ -72,19 +73,26 @@ def jax_backbone(name: str, dtype: str, dropout: float) -> dict[str, dict[str, A
     shape, width = SHAPES[name]
     images, keep, weight = _inputs(name)
     with jax.enable_x64(dtype == "float64"):
+        # the stream of its own dropout, which takes no part, has no weights
         model = nnx.eval_shape(lambda: jax_backbones.BACKBONES[name](shape, DIM, width, dropout, rngs=nnx.Rngs(0)))
+        for streams in (model.embedding.dropout,) if dropout else ():
+            streams.rngs = nnx.data(None)
         graphdef, abstract = nnx.split(model)
         values = {key: value.astype(dtype) for key, value in shared_weights(name).items()}
         params, stats = nnx.split_state(jax_weights.from_pytorch(abstract, values), nnx.Param, ...)
 
         def total(params, stats, images):
             model = nnx.merge(graphdef, params, stats, copy=True)
-            embeddings = model(images, train=True, dropout_mask=jnp.asarray(keep))
-            return jnp.sum(embeddings * weight.astype(dtype)), (embeddings, nnx.state(model, nnx.Not(nnx.Param)))
+            model.train()
+            embeddings = model(images, dropout_mask=jnp.asarray(keep))
+            after = nnx.state(model, nnx.Not(nnx.Any(nnx.Param, nnx.RngState)))
+            return jnp.sum(embeddings * weight.astype(dtype)), (embeddings, after)
 
         @jax.jit
         def both(params, stats, images):
-            evaluated = nnx.merge(graphdef, params, stats)(images)
+            model = nnx.merge(graphdef, params, stats)
+            model.eval()
+            evaluated = model(images)
             gradients, (embeddings, after) = jax.grad(total, has_aux=True)(params, stats, images)
             return evaluated, embeddings, gradients, after
 
@@ -134,7 +142,7 @@ def _whitening() -> Iterator[Difference]:
     images = np.random.default_rng(0).uniform(-2, 2, (1200, 7, 6, 3)) ** 3
     images[:, 1:] += images[:, :-1]
     here, there = (
-        jax_backbones.whitening_filters(images),
+        whitening_filters(images),
         torch_backbones.whitening_filters(images.transpose(0, 3, 1, 2)),
     )
     yield difference("filters", here, there)

@@ -15,7 +15,8 @@ import numpy as np
 from jax_arcface import data as jax_data
 from jax_arcface import evaluation as jax_evaluation
 from jax_arcface.cli import commands as jax_commands
-from jax_arcface.losses.margins import Margin as JaxMargin
+from jax_arcface.losses.terms import arcface
+from jax_arcface.models.trained import load_model as jax_load_model
 from jax_arcface.training import config as jax_config
 from parity_tests.cases import Case
 from parity_tests.cases.losses import batch
@@ -62,8 +63,8 @@ def runs(name: str = "trained") -> Runs:
 
 def predictions(run: Path) -> tuple[np.ndarray, np.ndarray]:
     """Predictions for every test image of digits by the model of a run, as each program loads it."""
-    model = jax_commands.load_model(run)
-    here = jax_evaluation.predict(model.embed(jax_data.load("digits").test), model.prototypes)
+    model = jax_load_model(run)
+    here = model.predict(jax_data.load("digits").test.images)
     twin = torch_commands.load_model(run)
     there = torch_evaluation.predict(twin.embed(torch_data.load("digits").test), twin.prototypes)
     return here, np.asarray(there)
@@ -77,7 +78,7 @@ def _exchanged(trained_by: int) -> Iterator[Difference]:
 
 def _embeddings(trained_by: int) -> Iterator[Difference]:
     run = runs().pair[trained_by]
-    here = jax_commands.load_model(run).embed(jax_data.load("digits").test)
+    here = jax_load_model(run).embed(jax_data.load("digits").test.images)
     there = torch_commands.load_model(run).embed(torch_data.load("digits").test)
     yield difference("embeddings", here, np.asarray(there))
 
@@ -111,7 +112,8 @@ def _accuracy() -> Iterator[Difference]:
 
 def _mean_loss() -> Iterator[Difference]:
     x, w, y = batch("float32")
-    here = jax_evaluation.mean_loss(x, w, y, JaxMargin.arcface(), 16.0, block_size=7)
+    here = jax_evaluation.mean_loss(arcface(scale=16.0), {"prototypes": w}, x, y, block_size=7)
+    assert here is not None
     there = torch_evaluation.mean_loss(x, w, y, TorchMargin.arcface(), 16.0, block_size=10)
     yield difference("loss", np.float32(here), np.float32(there))
 

@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jax_arcface.losses import registry as jax_objective
-from jax_arcface.losses.margins import Margin as JaxMargin
+import jax_arcface.losses.terms  # noqa: F401
+from jax_arcface.losses.registry import ALIASES, LOSSES, SHARED, Entry, Inputs, Option, parse
 from parity_tests.cases import Case, bound_of
 from parity_tests.cases.losses import CLASSES, DIM, SCALE, batch
 from parity_tests.compare import Difference, compare
@@ -20,38 +20,47 @@ from torch_reference.losses.margins import Margin as TorchMargin
 
 # the second is late, so that a lambda that is annealed has come to its last value
 STEPS = (1, 10_000)
+GROWN = 0.75  # the share of the margin that has grown
 
 
 def words() -> list[str]:
     """Each name of the registry (regularisers beside `softmax`), and each word that an option can be."""
     found = []
-    for name, loss in jax_objective.LOSSES.items():
-        alone = f"softmax+{name}" if loss.kind == "regulariser" else name
+    for name, entry in LOSSES.items():
+        alone = _alone(name)
         found.append(alone)
-        for option, kind in loss.options.items():
-            if isinstance(kind, jax_objective.Choice):
-                found += [f"{alone}:{option}={word}" for word in kind.known[1:]]
-            elif kind.default is None:
-                found.append(f"{alone}:{option}={_changed(kind)}")
-    return [*found, *jax_objective.ALIASES, "arcface:0.5,m=0.4+intra:2+inter+triplet:0.25,mining=hard"]
+        for option in _own(entry):
+            if option.choices:
+                found += [f"{alone}:{option.name}={word}" for word in option.choices if word != option.default]
+            elif option.default is None:
+                found.append(f"{alone}:{option.name}={_changed(option)}")
+    return [*found, *ALIASES, "arcface:0.5,m=0.4+intra:2+inter+triplet:0.25,mining=hard"]
 
 
 def changed_words() -> list[str]:
     """Each name of the registry that has options which are numbers, with other ones than the defaults."""
     found = []
-    for name, loss in jax_objective.LOSSES.items():
-        numbers = {key: kind for key, kind in loss.options.items() if isinstance(kind, jax_objective.Number)}
-        if numbers:
-            options = ",".join(f"{key}={_changed(kind)}" for key, kind in numbers.items())
-            found.append(f"{'softmax+' if loss.kind == 'regulariser' else ''}{name}:{options}")
+    for name, entry in LOSSES.items():
+        if changed := [f"{o.name}={_changed(o)}" for o in _own(entry) if not o.choices]:
+            found.append(f"{_alone(name)}:{','.join(changed)}")
     return found
 
 
-def _changed(option: jax_objective.Number) -> str:
+def _alone(name: str) -> str:
+    return f"softmax+{name}" if LOSSES[name].kind == "regularizer" else name
+
+
+def _own(entry: Entry) -> list[Option]:
+    """The options that other losses do not share."""
+    return [option for key, option in entry.options.items() if key not in SHARED]
+
+
+def _changed(option: Option) -> str:
     """A value that an option does not have by default: a third of the way to its lowest, or the next whole number."""
     if option.default is None:
         return "0.2"
-    value = option.default + 1 if option.whole else (option.low + 2 * option.default) / 3
+    low = max(option.range.low, -4.0)
+    value = option.default + 1 if option.whole else (low + 2 * option.default) / 3
     return f"{float(f'{value:.3g}'):g}"  # no exponent with a plus, which would begin another term
 
 
@@ -65,48 +74,54 @@ def example(dtype: str, subcenters: int = 1) -> list[np.ndarray]:
     return [2 * x, w, *(array.astype(dtype) for array in extra), labels]
 
 
-def _settings(objective: Any, policy: str) -> dict[str, Any]:
-    """What the configuration would give, where it has an effect."""
-    takes = objective.takes
-    return {
-        "scale": SCALE,
-        "label_smoothing": 0.1 if "label_smoothing" in takes else 0.0,
-        "growth": 0.75 if "margin_warmup_epochs" in takes else 1.0,
-        "beyond_pi": policy if "beyond_pi" in takes else "monotone",
-    }
+def _settings(text: str, policy: str, subcenters: int) -> dict[str, Any]:
+    """The options of the classification loss that the configuration would give, where it has them."""
+    classifier = parse(text).classifier
+    wanted = {"scale": SCALE, "label_smoothing": 0.1, "beyond_pi": policy, "subcenters": subcenters}
+    return {name: v for name, v in wanted.items() if classifier and name in classifier.entry.options}
+
+
+def _subcenters(w: Any) -> int:
+    return w.shape[1] if w.ndim == 3 else 1
 
 
 def jax_steps(text: str, policy: str = "wrap") -> Callable[..., dict[str, Any]]:
     """What `jax_arcface` makes of an `example` by the words of --loss: two steps' losses, and the states after them."""
-    objective = jax_objective.parse(text)
-    margin = objective.margin(policy if "beyond_pi" in objective.takes else "monotone") or JaxMargin()
 
     def steps(x, w, bias, centers, normal, labels):
-        inputs = jax_objective.Inputs(
-            x, labels, w, bias, centers, margin, normal=normal, **_settings(objective, policy)
-        )
+        objective = parse(text, **_settings(text, policy, _subcenters(w))).grown(GROWN)
+        inputs = Inputs(x, labels, {"prototypes": w, "bias": bias, "centers": centers}, normal=normal)
         # the initial states are float32 numbers in both programs; the arithmetic is to be that of the inputs
-        states = jax.tree.map(
-            lambda value: value.astype(np.float32).astype(x.dtype),
-            jax_objective.initial_states(objective, CLASSES, DIM),
-        )
+        states = jax.tree.map(lambda value: value.astype(np.float32).astype(x.dtype), objective.init(CLASSES, DIM))
         outputs = {}
         for number, step in enumerate(STEPS):
             inputs = inputs._replace(embeddings=x * (1 + 0.5 * number), step=step)
-            outputs[f"loss {number}"], states, _ = jax_objective.total_loss(objective, inputs, states)
+            outputs[f"loss {number}"], states, *_ = objective.apply(inputs, states)
         return outputs | {f"{name}.{key}": jnp.asarray(v) for name, s in states.items() for key, v in s.items()}
 
     return steps
+
+
+def _torch_settings(objective: Any, policy: str) -> dict[str, Any]:
+    """The same for `torch_reference`."""
+    takes = objective.takes
+    return {
+        "scale": SCALE,
+        "label_smoothing": 0.1 if "label_smoothing" in takes else 0.0,
+        "growth": GROWN if "margin_warmup_epochs" in takes else 1.0,
+        "beyond_pi": policy if "beyond_pi" in takes else "monotone",
+    }
 
 
 def torch_steps(text: str, policy: str = "wrap") -> Callable[..., dict[str, Any]]:
     """What `torch_reference` makes of it."""
     objective = torch_objective.parse(text)
     margin = objective.margin(policy if "beyond_pi" in objective.takes else "monotone") or TorchMargin()
+    margin = margin.grown(GROWN)
 
     def steps(x, w, bias, centers, normal, labels):
         inputs = torch_objective.Inputs(
-            x, labels, w, bias, centers, margin, normal=normal, **_settings(objective, policy)
+            x, labels, w, bias, centers, margin, normal=normal, **_torch_settings(objective, policy)
         )
         states = torch_objective.initial_states(objective, CLASSES, DIM)
         states = {name: {key: value.to(x.dtype) for key, value in state.items()} for name, state in states.items()}
@@ -146,8 +161,8 @@ CASES = [
             1e-12,
             functools.partial(_measured, text, 3, "float64"),
         )
-        for text, loss in jax_objective.LOSSES.items()
-        if "subcenters" in loss.takes
+        for text, entry in LOSSES.items()
+        if "subcenters" in entry.options
     ),
     *(
         Case(f"loss {text}", "objective", "float64", 1e-12, functools.partial(_measured, text, 1, "float64"))
@@ -162,8 +177,8 @@ CASES = [
             1e-12,
             functools.partial(_measured, name, 1, "float64", policy),
         )
-        for name, loss in jax_objective.LOSSES.items()
-        if "beyond_pi" in loss.takes and loss.margin is None
+        for name, entry in LOSSES.items()
+        if "beyond_pi" in entry.options and "gradient" not in entry.options
         for policy in ("monotone", "linear")
     ),
 ]

@@ -10,11 +10,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import torch
 from torch import nn
 
 from jax_arcface.training import config as jax_config
-from jax_arcface.training import fit as jax_training
+from jax_arcface.training.optimizer import learning_rate_schedule, make_optimizer
+from jax_arcface.training.step import grown
 from parity_tests.cases import Case
 from parity_tests.compare import Difference, difference, differences
 from torch_reference.training import config as torch_config
@@ -22,6 +24,7 @@ from torch_reference.training import fit as torch_training
 
 STEPS = 100
 _LOSSES = ("norm_softmax", "sphereface", "cosface", "arcface")
+_MARGINS = {"sphereface": "m1", "arcface": "m2", "cosface": "m3"}  # of the combined margin
 _PER_EPOCH = 10
 _FIELDS: dict[str, Any] = {"epochs": 10, "warmup_epochs": 1.5, "learning_rate": 0.1, "weight_decay": 0.01}
 _SHAPES = {"conv": (3, 2, 3, 3), "linear": (4, 5), "norm": (6,)}
@@ -45,14 +48,14 @@ def jax_optimised(fields: dict[str, Any], dtype: str) -> dict[str, np.ndarray]:
     """Parameters after each of the steps, [steps, ...], by `jax_arcface`."""
     config = jax_config.TrainConfig(**fields)
     with jax.enable_x64(dtype == "float64"):
-        optimizer = jax_training.make_optimizer(config, _PER_EPOCH)
+        optimizer = make_optimizer(config, _PER_EPOCH)
         params = {name: jnp.asarray(value, dtype) for name, value in _start().items()}
         stream = {name: jnp.asarray(np.stack([g[name] for g in _stream()]), dtype) for name in _SHAPES}
 
         def step(carry, gradients):
             params, memory = carry
             updates, memory = optimizer.update(gradients, memory, params)
-            params = jax_training.optax.apply_updates(params, updates)
+            params = optax.apply_updates(params, updates)
             return (params, memory), params
 
         _, seen = jax.jit(lambda p, s: jax.lax.scan(step, (p, optimizer.init(p)), s))(params, stream)
@@ -87,7 +90,7 @@ def _schedule(schedule: str) -> Iterator[Difference]:
     for warmup in (0.0, 1.5, 0.25, 20.0):
         fields = _FIELDS | {"schedule": schedule, "warmup_epochs": warmup}
         with jax.enable_x64(True):
-            rate = jax_training.learning_rate_schedule(jax_config.TrainConfig(**fields), _PER_EPOCH)
+            rate = learning_rate_schedule(jax_config.TrainConfig(**fields), _PER_EPOCH)
             here = np.asarray(rate(jnp.arange(STEPS)))
         config = torch_config.TrainConfig(**fields)
         there = np.array([torch_training.learning_rate(config, t, _PER_EPOCH) for t in range(STEPS)])
@@ -102,10 +105,12 @@ def _margin_warmup(loss: str) -> Iterator[Difference]:
             torch_training.warmed_up_margin(torch_config.TrainConfig(**fields), t, _PER_EPOCH) for t in range(STEPS)
         ]
         with jax.enable_x64(True):
-            margin = jax_config.TrainConfig(**fields).margin_value
-            grown = jax_training.warmed_up(margin, jnp.arange(STEPS), round(epochs * _PER_EPOCH))
-            for name in ("m1", "m2", "m3"):
-                here = np.broadcast_to(np.asarray(getattr(grown, name), np.float64), STEPS)
+            share = grown(jnp.arange(STEPS), round(epochs * _PER_EPOCH))
+            margins = jax_config.TrainConfig(**fields).objective.grown(share).margins
+            neutral = {"m1": 1.0, "m2": 0.0, "m3": 0.0}
+            found = neutral | dict(zip([_MARGINS[loss]] if margins else [], margins.values(), strict=True))
+            for name, value in found.items():
+                here = np.broadcast_to(np.asarray(value, np.float64), STEPS)
                 yield difference(f"{epochs} epochs: {name}", here, np.array([float(getattr(m, name)) for m in there]))
 
 

@@ -1,0 +1,155 @@
+"""A trained model: `load_model("runs/mine").embed(images)`."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import Array
+
+from jax_arcface import files
+from jax_arcface.errors import UserError
+from jax_arcface.losses.fused import has_many_cosines, nearest_class
+from jax_arcface.losses.softmax import linear_logits
+from jax_arcface.losses.vectors import cosines
+from jax_arcface.models import weights
+from jax_arcface.models.backbones import BACKBONES
+from jax_arcface.models.images import ImageShape, normalise
+
+Images = np.ndarray | Array
+
+
+def make_embed(backbone_of: Callable[[Any], Any]) -> Callable[[Any, Images, Any, Any], np.ndarray]:
+    """A function from (weights, images, mean, scale) to the embeddings of all images, float32 [N, D].
+
+    Args:
+      backbone_of: from weights to the backbone; traced.
+
+    Images are [N, H, W, C], on the host or on the device; `mean` and `scale` [C] normalise them.
+    """
+
+    @jax.jit
+    def embed_batch(state: Any, images: Array, mean: Array, scale: Array) -> Array:
+        backbone = backbone_of(state)
+        backbone.eval()
+        return backbone(normalise(images, mean, scale)).astype(jnp.float32)
+
+    gather = jax.jit(lambda images, index: images[index])
+
+    def embed(state: Any, images: Images, mean: Any, scale: Any, batch_size: int = 500) -> np.ndarray:
+        n, parts = len(images), []
+        batch_size = min(batch_size, n)
+        for start in range(0, n, batch_size):
+            # the last batch is filled up from the front, so that one compiled shape serves all
+            index = np.arange(start, start + batch_size) % n
+            batch = images[index] if isinstance(images, np.ndarray) else gather(images, index)
+            parts.append(np.asarray(embed_batch(state, batch, mean, scale)))
+        return np.concatenate(parts)[:n]
+
+    return embed
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """A trained model.
+
+    Args:
+      backbone: from normalised images to embeddings, an nnx module in evaluation mode.
+      image_shape: (H, W, C) of the images that it takes.
+      class_names: [C].
+      prototypes: [C, D], or [C, K, D] with sub-centres.
+      bias: [C], of a linear classifier; None where the nearest prototype counts.
+      mean, std: of each channel, [C], in grey levels.
+    """
+
+    backbone: nnx.Module
+    image_shape: ImageShape
+    class_names: tuple[str, ...]
+    prototypes: np.ndarray
+    bias: np.ndarray | None
+    mean: np.ndarray
+    std: np.ndarray
+
+    def embed(self, images: np.ndarray) -> np.ndarray:
+        """Embeddings, float32 [N, D], of images, uint8 [N, H, W, C].
+
+        Raises:
+          ValueError: images of another shape.
+        """
+        if images.shape[1:] != self.image_shape:
+            raise ValueError(f"images have shape {images.shape}; the model takes [N, {list(self.image_shape)}]")
+        if len(images) == 0:
+            return np.zeros((0, self.prototypes.shape[-1]), np.float32)
+        constants = (np.asarray(c, np.float32) for c in (self.mean, 1 / self.std))
+        return self._embed(self._state, images, *constants)
+
+    def scores(self, embeddings: np.ndarray) -> np.ndarray:
+        """The score of each class, [N, C], of embeddings [N, D]: W x + b with a bias, cosines without."""
+        if self.bias is not None:
+            return np.asarray(linear_logits(embeddings, self.prototypes, self.bias))
+        return np.asarray(cosines(embeddings, self.prototypes))
+
+    def predict(self, images: np.ndarray) -> np.ndarray:
+        """The classes' numbers, int64 [N], of images, uint8 [N, H, W, C]."""
+        embeddings = self.embed(images)
+        if self.bias is None and has_many_cosines(embeddings, self.prototypes):
+            return np.asarray(nearest_class(embeddings, self.prototypes), np.int64)
+        return self.scores(embeddings).argmax(axis=1)
+
+    @functools.cached_property
+    def _split(self) -> tuple[nnx.GraphDef, nnx.State]:
+        return nnx.split(self.backbone)
+
+    @property
+    def _state(self) -> nnx.State:
+        return self._split[1]
+
+    @functools.cached_property
+    def _embed(self) -> Callable[..., np.ndarray]:
+        graphdef = self._split[0]
+        return make_embed(lambda state: nnx.merge(graphdef, state))
+
+
+def load_model(run: str | Path) -> Model:
+    """Loads the model of a run directory, whichever program trained it.
+
+    Raises:
+      UserError: no run directory, one whose training has not ended, or files that do not fit each other.
+    """
+    run = Path(run)
+    config, dataset = (files.read_json(run / name) for name in ("config.json", "dataset.json"))
+    values = files.read_safetensors(run / "model.safetensors")
+    try:
+        shape = tuple(dataset["image_shape"])
+        backbone = nnx.eval_shape(
+            lambda: BACKBONES[config["backbone"]](
+                shape,
+                config["embedding_dim"],
+                config["width"],
+                dtype=jnp.bfloat16 if config["precision"] == "bfloat16" else None,
+                rngs=nnx.Rngs(0),
+            )
+        )
+        graphdef, abstract = nnx.split(backbone)
+        head = {name.removeprefix("head."): values.pop(name) for name in list(values) if name.startswith("head.")}
+        values = {name.removeprefix("backbone."): array for name, array in values.items()}
+        backbone = nnx.merge(graphdef, weights.from_pytorch(abstract, values))
+        backbone.eval()
+        return Model(
+            backbone,
+            shape,
+            tuple(dataset["class_names"]),
+            head["prototypes"],
+            head.get("bias"),
+            np.array(dataset["mean"]),
+            np.array(dataset["std"]),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{run} does not hold a model that fits its config.json and dataset.json: {error}") from None
