@@ -66,10 +66,7 @@ HARMS = {
     "a WebP": (lambda root: image(root / "cat" / "x.webp", "WEBP"), True),
     "notes": (lambda root: (root / "cat" / "notes.txt").write_text("no image"), True),
     "an empty image": (lambda root: (root / "cat" / "x.png").touch(), False),
-    "half an image": (
-        lambda root: (root / "cat" / "1.png").write_bytes((root / "cat" / "0.png").read_bytes()[:60]),
-        False,
-    ),
+    "half an image": (lambda root: os.truncate(root / "cat" / "1.png", 45), False),
     "another size": (lambda root: Image.new("RGB", (9, 8)).save(root / "cat" / "x.png"), False),
     "16 bits": (lambda root: Image.new("I;16", (9, 9)).save(root / "cat" / "x.png"), False),
     "a class with a line break": (lambda root: image(root / "a\nb" / "0.png"), False),

@@ -6,6 +6,7 @@ import functools
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -74,15 +75,15 @@ def _folder(split: bool, image_size: int | None) -> Iterator[Difference]:
 def make_photos(root: Path) -> Path:
     """A folder of images as cameras make them: of several sizes and formats, some lying on their side; val/ tests."""
     rng = np.random.default_rng(1)
-    kinds = (("png", {}), ("jpg", {"quality": 90}), ("webp", {"quality": 80}), ("bmp", {}), ("ppm", {}))
+    suffixes = ("png", "jpg", "webp", "bmp", "ppm")
     for number, (part, name) in enumerate((part, name) for part in ("train", "val") for name in ("beach", "hill") * 4):
         (root / part / name).mkdir(parents=True, exist_ok=True)
-        suffix, options = kinds[number % len(kinds)]
+        suffix = suffixes[number % len(suffixes)]
         exif = Image.Exif()
         exif[0x0112] = 1 + number % 8
         image = Image.fromarray(rng.integers(0, 256, (7 + 3 * number % 17, 11 + number, 3), dtype=np.uint8))
-        extra = {"exif": exif} if suffix in ("png", "jpg", "webp") else {}
-        image.save(root / part / name / f"{number}.{suffix}", **options, **extra)
+        options: dict[str, Any] = {"exif": exif} if suffix in ("png", "jpg", "webp") else {}
+        image.save(root / part / name / f"{number}.{suffix}", **options)
     return root
 
 
