@@ -6,28 +6,36 @@ Partial FC (An et al., "Killing Two Birds with One Stone: Efficient and Robust T
 Partial FC", CVPR 2022) takes the prototypes of the batch's own classes and, up to a share of all, others drawn anew in
 each step; only these are moved. Sampling needs many classes: here they are the 10,000 numbers from 0000 to 9999, each
 an image of four of scikit-learn's digits side by side, 8 x 32 pixels. Training images are composed of training digits,
-test images, one for each number, of test digits. LeNet++ and ArcFace, in PyTorch; images, initial weights, order and
-recipe are the same for every share.
+test images, one for each number, of test digits. LeNet++ and ArcFace; images, initial weights, order and recipe are the
+same for every share.
+
+It is also an example of `fit`: a head and an optimiser of one's own.
 """
 
 from __future__ import annotations
 
 import json
 import statistics
-import time
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
-import torch
-from torch import Tensor
+import optax
+from flax import nnx
+from jax import Array
 
 from experiments._arguments import Parser, check_can_be_written
 from experiments._machine import machine, versions
-from torch_reference import Margin, data, margin_softmax_loss
-from torch_reference.data import sampling
-from torch_reference.evaluation import accuracy
-from torch_reference.models.backbones import make_backbone
+from jax_arcface import data
+from jax_arcface.losses.registry import Inputs, Outcome
+from jax_arcface.losses.terms import arcface
+from jax_arcface.models.heads import Head
+from jax_arcface.models.lenet import LeNet
+from jax_arcface.training.config import TrainConfig
+from jax_arcface.training.fit import Record, Reporter, fit
+from jax_arcface.training.optimizer import learning_rate_schedule
 
 MARGIN, SCALE, DIMENSION, BATCH = 0.5, 32.0, 128, 128
 PEAK, MOMENTUM, DECAY = 0.1, 0.9, 5e-4  # of Nesterov's SGD; the rate falls linearly
@@ -55,24 +63,63 @@ def main(words: list[str]) -> None:
         options.json.write_text(json.dumps(result, indent=2) + "\n")
 
 
-def sampled_classes(labels: Tensor, classes: int, share: float) -> tuple[Tensor, Tensor]:
-    """The classes of a step of Partial FC (An et al. 2022, section 3.2), drawn by torch's global generator.
+def sampled_classes(key: Array, labels: Array, classes: int, share: float) -> tuple[Array, Array]:
+    """The classes of a step of Partial FC (An et al. 2022, section 3.2).
 
     Args:
+      key: of the draw.
       labels: [B], integers in [0, C). classes: C. share: of the classes, 0 < share <= 1.
 
     Returns:
-      The classes, ascending: all of the batch's, and others up to round(share C); and where in them each label is, [B].
+      The classes, ascending: all of the batch's and others, max(round(share C), B) together; and where in them each
+      label is, [B].
 
-    >>> chosen, place = sampled_classes(torch.tensor([7, 2, 7]), classes=10, share=0.4)
+    >>> chosen, place = sampled_classes(jax.random.key(0), jnp.array([7, 2, 7]), classes=10, share=0.4)
     >>> len(chosen), chosen[place].tolist()
     (4, [7, 2, 7])
     """
-    priority = torch.rand(classes, device=labels.device)
-    priority[labels] = 2.0  # the batch's own come first
-    own = len(labels.unique())
-    chosen = priority.topk(max(round(share * classes), own), sorted=False).indices.sort().values
-    return chosen, torch.searchsorted(chosen, labels)
+    priority = jax.random.uniform(key, (classes,)).at[labels].set(2.0)  # the batch's own come first
+    _, chosen = jax.lax.top_k(priority, min(max(round(share * classes), len(labels)), classes))
+    chosen = jnp.sort(chosen)
+    return chosen, jnp.searchsorted(chosen, labels)
+
+
+class PartialHead(Head):
+    """A head whose loss sees the batch's classes and a share of the others, drawn anew in each step."""
+
+    def __init__(self, *args: Any, share: float, seed: int, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.share, self.seed = share, seed
+
+    def outcome(self, embeddings, labels, *, step=0, objective=None, **others) -> Outcome:
+        """As `Head.outcome`, of the sampled classes."""
+        key = jax.random.fold_in(jax.random.key(self.seed), step)
+        chosen, place = sampled_classes(key, labels, len(self.prototypes[...]), self.share)
+        owned = {"prototypes": self.prototypes[...][chosen]}
+        return (objective or self.objective).apply(Inputs(embeddings, place, owned, step), {})
+
+
+def only_sampled_rows(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
+    """An optimiser that leaves prototypes without a gradient, and their momentum, as they are.
+
+    All other parameters move in every step. Momenta are arrays of the parameters' shapes.
+    """
+
+    def update(updates, state, params):
+        has_gradient = jax.tree_util.tree_map_with_path(
+            lambda path, g: jnp.any(g != 0, axis=-1, keepdims=True) if "prototypes" in str(path) else True, updates
+        )
+        new, after = optimizer.update(updates, state, params)
+        new = jax.tree.map(lambda moved, has: jnp.where(has, moved, 0), new, has_gradient)
+        structure: Any = jax.tree.structure(params)
+
+        def kept(after, before):
+            return jax.tree.map(jnp.where, has_gradient, after, before)
+
+        is_momentum = lambda tree: jax.tree.structure(tree) == structure  # noqa: E731
+        return new, jax.tree.map(lambda a, b: kept(a, b) if is_momentum(a) else a, after, state, is_leaf=is_momentum)
+
+    return optax.GradientTransformation(optimizer.init, update)
 
 
 def numbers(split: data.Split, each: int, digits: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -103,45 +150,36 @@ def numbers(split: data.Split, each: int, digits: int, seed: int) -> tuple[np.nd
 
 
 def train(share: float, seed: int, epochs: int, each: int, digits: int) -> dict[str, Any]:
-    """One training from top to bottom: `test_accuracy`, a share, and the `seconds` of the steps."""
-    dataset, classes = data.load("digits"), 10**digits
-    images, labels = (torch.from_numpy(a) for a in numbers(dataset.train, each, digits, seed))
-    mean, scale = images.double().mean().float(), 1 / images.double().std().float()
-    torch.manual_seed(seed)
-    _, height, width, channels = images.shape
-    network = make_backbone("lenet", (height, width, channels), DIMENSION, width=0.5)
-    prototypes = torch.randn(classes, DIMENSION) * 0.1
-    velocity = torch.zeros_like(prototypes)
-    optimizer = torch.optim.SGD(network.parameters(), PEAK, MOMENTUM, weight_decay=DECAY, nesterov=True)
-    steps = len(images) // BATCH
-    warmup = steps  # of rate and margin: the first epoch
-    seconds = 0.0
-    for epoch in range(epochs):
-        network.train()
-        order = torch.from_numpy(sampling.epoch_order(seed, epoch, len(images)))
-        started = time.perf_counter()
-        for step, batch in enumerate(order[: steps * BATCH].reshape(steps, BATCH), epoch * steps):
-            grown = min(1.0, (step + 1) / (warmup + 1))
-            rate = PEAK * (grown if step < warmup else 1 - (step - warmup) / (epochs * steps - warmup))
-            chosen, place = sampled_classes(labels[batch], classes, share)
-            some = prototypes[chosen].requires_grad_()
-            embeddings = network(sampling.normalise(images[batch], mean, scale))
-            loss = margin_softmax_loss(embeddings, some, place, Margin.arcface(grown * MARGIN), SCALE)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.param_groups[0]["lr"] = rate
-            optimizer.step()
-            assert some.grad is not None
-            with torch.no_grad():  # the same step for the prototypes that took part
-                gradient = some.grad + DECAY * some
-                velocity[chosen] = MOMENTUM * velocity[chosen] + gradient
-                prototypes[chosen] -= rate * (gradient + MOMENTUM * velocity[chosen])
-        seconds += time.perf_counter() - started
-    test_images, test_labels = (torch.from_numpy(a) for a in numbers(dataset.test, 1, digits, seed))
-    network.eval()
-    with torch.no_grad():
-        parts = [network(sampling.normalise(part, mean, scale)) for part in test_images.split(1000)]
-    return {"test_accuracy": accuracy(torch.cat(parts), prototypes, test_labels), "seconds": seconds}
+    """One training: `test_accuracy`, a share, and the `seconds` of the steps."""
+    dataset, classes, rngs = data.load("digits"), 10**digits, nnx.Rngs(seed)
+    images, labels = numbers(dataset.train, each, digits, seed)
+    mean, std = data.channel_statistics(images)
+    source = data.ArraySource(images, labels, BATCH, mean=mean, std=std, seed=seed)
+    config = TrainConfig(epochs=epochs, learning_rate=PEAK, schedule="linear", warmup_epochs=min(1.0, epochs / 2))
+    rate = learning_rate_schedule(config, source.steps_per_epoch)
+    optimizer = optax.chain(optax.add_decayed_weights(DECAY), optax.sgd(rate, MOMENTUM, nesterov=True))
+    backbone = LeNet(source.image_shape, DIMENSION, width=0.5, rngs=rngs)
+    objective = arcface(m=MARGIN, scale=SCALE)
+    head = PartialHead(objective, DIMENSION, classes, share=share, seed=seed, rngs=rngs)
+    test_images, test_labels = numbers(dataset.test, 1, digits, seed)
+    records: list[Record] = []
+
+    class Keep(Reporter):
+        def on_epoch(self, record: Record, state: Any) -> None:
+            records.append(record)
+
+    test = ((test_images - mean) / std, test_labels)
+    fit(
+        backbone,
+        head,
+        only_sampled_rows(optimizer),
+        source,
+        epochs=epochs,
+        test=test,
+        margin_warmup_epochs=config.warmup_epochs,
+        reporter=Keep(),
+    )
+    return {"test_accuracy": records[-1].test_accuracy, "seconds": sum(record.seconds for record in records)}
 
 
 def _parser() -> Parser:

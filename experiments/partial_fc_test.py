@@ -1,31 +1,44 @@
 import json
 
+import jax
+import jax.numpy as jnp
 import numpy as np
-import torch
+import optax
 
 from experiments.__main__ import main
-from experiments.partial_fc import numbers, sampled_classes
-from torch_reference.data import Split
+from experiments.partial_fc import numbers, only_sampled_rows, sampled_classes
+from jax_arcface.data import Split
 
 
 def test_the_batchs_classes_and_others_drawn_alike():
-    torch.manual_seed(0)
-    labels = torch.tensor([3, 17, 3])
-    count = np.zeros(20)
-    for _ in range(2000):
-        chosen, place = sampled_classes(labels, classes=20, share=0.5)
-        assert chosen[place].tolist() == labels.tolist()
-        assert chosen.tolist() == sorted(set(chosen.tolist()))
-        assert len(chosen) == 10
-        count[chosen] += 1
+    labels = jnp.array([3, 17, 3])
+    draw = jax.jit(jax.vmap(lambda key: sampled_classes(key, labels, classes=20, share=0.5)))
+    chosen, place = map(np.asarray, draw(jax.random.split(jax.random.key(0), 2000)))
+    np.testing.assert_array_equal(np.take_along_axis(chosen, place, axis=1), np.tile(labels, (2000, 1)))
+    assert (np.diff(chosen, axis=1) > 0).all()
+    count = np.bincount(chosen.ravel(), minlength=20)
     assert (count[[3, 17]] == 2000).all()
     others = np.delete(count, [3, 17])
     assert abs(others - 2000 * 8 / 18).max() < 5 * np.sqrt(2000 * (8 / 18) * (10 / 18))
 
 
 def test_where_the_batch_has_more_classes_than_the_share_all_of_them_are_taken():
-    chosen, _ = sampled_classes(torch.arange(7), classes=20, share=0.1)
+    chosen, _ = sampled_classes(jax.random.key(0), jnp.arange(7), classes=20, share=0.1)
     assert chosen.tolist() == list(range(7))
+
+
+def test_a_prototype_that_is_not_sampled_stays_where_it_is_and_keeps_its_momentum():
+    optimizer = optax.chain(optax.add_decayed_weights(0.1), optax.sgd(0.5, 0.9))
+    params = {"prototypes": jnp.ones((3, 2)), "kernel": jnp.ones((2, 2))}
+    gradients = {"prototypes": jnp.zeros((3, 2)).at[1].set(1.0), "kernel": jnp.zeros((2, 2))}
+    sampled = only_sampled_rows(optimizer)
+    updates, state = sampled.update(gradients, sampled.init(params), params)
+    whole, _ = optimizer.update(gradients, optimizer.init(params), params)
+    np.testing.assert_array_equal(updates["prototypes"][jnp.array([0, 2])], 0)
+    np.testing.assert_array_equal(updates["prototypes"][1], whole["prototypes"][1])
+    np.testing.assert_array_equal(updates["kernel"], whole["kernel"])
+    (trace,) = [leaf for leaf in jax.tree.leaves(state) if leaf.shape == (3, 2)]
+    np.testing.assert_allclose(trace, [[0, 0], [1.1, 1.1], [0, 0]], rtol=1e-6)
 
 
 def test_numbers_are_composed_of_images_of_their_digits():
