@@ -15,14 +15,22 @@ from jax.typing import ArrayLike
 
 from jax_arcface.losses import checks
 from jax_arcface.losses.margins import BeyondPi, Margin, angles
+from jax_arcface.losses.reduction import Reduction, checked_weights, is_empty, reduce, without_ignored
 from jax_arcface.losses.softmax import margin_logits, margin_softmax_loss, softmax_loss
-from jax_arcface.losses.vectors import checked_labels, cosines, lengths, own_class, with_own_class
+from jax_arcface.losses.vectors import checked_labels, checked_vectors, cosines, lengths, own_class, with_own_class
 
 _ARCFACE = Margin.arcface()
 
 
 def adacos_loss(
-    embeddings: ArrayLike, prototypes: ArrayLike, labels: ArrayLike, scale: float | Array, label_smoothing: float = 0.0
+    embeddings: ArrayLike,
+    prototypes: ArrayLike,
+    labels: ArrayLike,
+    scale: float | Array,
+    label_smoothing: float = 0.0,
+    *,
+    reduction: Reduction = "mean",
+    weights: ArrayLike | None = None,
 ) -> tuple[Array, Array]:
     """AdaCos: cross entropy of s cos(theta_j) with an s that is computed from each batch.
 
@@ -35,10 +43,12 @@ def adacos_loss(
       prototypes: [C, D], or [C, K, D] with K sub-centres a class, C >= 3.
       labels: [B], integers in [0, C).
       scale: s of the step before, > 0, a scalar; at first `initial_adacos_scale`.
-      label_smoothing: as in `softmax_loss`.
+      label_smoothing, reduction, weights: as in `softmax_loss`. The mean in B is the weighted one, and M the median of
+        the examples whose weight is above 0; of none, s stays as it was.
 
     Returns:
-      The loss and the new s, scalars in float32 (float64 for float64). NaN inside jit if a label lies outside [0, C).
+      The loss, a scalar, or [B] with `reduction="none"`, and the new s, a scalar; float32 (float64 for float64). NaN
+      inside jit if a label lies outside [0, C).
 
     Raises:
       ValueError, TypeError: as `margin_softmax_loss`; and fewer than 3 classes.
@@ -49,17 +59,24 @@ def adacos_loss(
     0.6931
     """
     checks.positive(scale=scale)
+    embeddings, prototypes, labels, weights = _batch(embeddings, prototypes, labels, weights)
     cosine = cosines(embeddings, prototypes)
-    labels = checked_labels(labels, *cosine.shape)
     batch, classes = cosine.shape
     initial_adacos_scale(classes)  # refuses what has none
-    constant = jax.lax.stop_gradient(cosine)
-    theta = jnp.median(angles(own_class(constant, labels)))
-    others = with_own_class(scale * constant, labels, jnp.full(batch, -jnp.inf, cosine.dtype))
-    log_b = jax.nn.logsumexp(others) - math.log(batch)
-    scale = jax.lax.stop_gradient(log_b / jnp.cos(jnp.minimum(math.pi / 4, theta)))
-    scale = jnp.maximum(scale, math.log(classes - 1) / 2)
-    return softmax_loss(scale * cosine, labels, label_smoothing), scale
+    scale = jnp.asarray(scale, cosine.dtype)
+    if batch:
+        constant = jax.lax.stop_gradient(cosine)
+        others = with_own_class(scale * constant, labels, jnp.full(batch, -jnp.inf, cosine.dtype))
+        theta = angles(own_class(constant, labels))
+        if weights is None:
+            log_b, median = jax.nn.logsumexp(others) - math.log(batch), jnp.median(theta)
+        else:
+            log_weights = jnp.log(weights.astype(others.dtype))[:, None]
+            log_b = jax.nn.logsumexp(others + log_weights) - jax.nn.logsumexp(log_weights)
+            median = jnp.nanmedian(jnp.where(weights > 0, theta, jnp.nan)) + 0 * jnp.sum(theta)  # NaN stays NaN
+        new = jnp.maximum(log_b / jnp.cos(jnp.minimum(math.pi / 4, median)), math.log(classes - 1) / 2)
+        scale = jax.lax.stop_gradient(jnp.where(is_empty(batch, weights), scale, new))
+    return softmax_loss(scale * cosine, labels, label_smoothing, reduction=reduction, weights=weights), scale
 
 
 def initial_adacos_scale(num_classes: int) -> float:
@@ -85,6 +102,9 @@ def curricularface_loss(
     scale: float | Array = 64.0,
     rate: float | Array = 0.01,
     label_smoothing: float = 0.0,
+    *,
+    reduction: Reduction = "mean",
+    weights: ArrayLike | None = None,
 ) -> tuple[Array, Array]:
     """CurricularFace: a class harder than the own one has s cos(theta_j) (t + cos(theta_j)).
 
@@ -93,12 +113,14 @@ def curricularface_loss(
     10 to 13.
 
     Args:
-      embeddings, prototypes, labels, margin, scale, label_smoothing: as in `margin_softmax_loss`.
+      embeddings, prototypes, labels, margin, scale, label_smoothing, reduction, weights: as in `margin_softmax_loss`.
       t: of the step before, a scalar; 0 at first.
-      rate: the share of the batch in the new t, in [0, 1].
+      rate: the share of the batch in the new t, in [0, 1]. The batch's mean is the weighted one; of no example of a
+        weight above 0, t stays as it was.
 
     Returns:
-      The loss and the new t, scalars in float32 (float64 for float64). NaN inside jit if a label lies outside [0, C).
+      The loss, a scalar, or [B] with `reduction="none"`, and the new t, a scalar; float32 (float64 for float64). NaN
+      inside jit if a label lies outside [0, C).
 
     Raises:
       ValueError, TypeError: as `margin_softmax_loss`; and a rate outside [0, 1].
@@ -110,12 +132,14 @@ def curricularface_loss(
     """
     checks.positive(scale=scale)
     checks.share(rate=rate)
+    embeddings, prototypes, labels, weights = _batch(embeddings, prototypes, labels, weights)
     logits = margin_logits(embeddings, prototypes, labels, margin, scale=1.0)
-    labels = checked_labels(labels, *logits.shape)
     target = own_class(cosines(embeddings, prototypes), labels)
-    t = jax.lax.stop_gradient(rate * jnp.mean(target) + (1 - rate) * jnp.asarray(t, target.dtype))
+    rate = _rate(rate, len(labels), weights)
+    t = jax.lax.stop_gradient(rate * reduce(target, weights, "mean") + (1 - rate) * jnp.asarray(t, target.dtype))
     is_harder = logits > own_class(logits, labels)[:, None]
-    return softmax_loss(scale * jnp.where(is_harder, logits * (t + logits), logits), labels, label_smoothing), t
+    logits = scale * jnp.where(is_harder, logits * (t + logits), logits)
+    return softmax_loss(logits, labels, label_smoothing, reduction=reduction, weights=weights), t
 
 
 def magface_loss(
@@ -130,6 +154,9 @@ def magface_loss(
     scale: float | Array = 64.0,
     beyond_pi: BeyondPi = "monotone",
     label_smoothing: float = 0.0,
+    *,
+    reduction: Reduction = "mean",
+    weights: ArrayLike | None = None,
 ) -> Array:
     """MagFace: ArcFace with a margin that grows with the embedding's length a, plus weight * mean g(a).
 
@@ -138,14 +165,15 @@ def magface_loss(
 
     Args:
       embeddings: [B, D], any float dtype; their length counts. Outside [shortest, longest] it has no gradient.
-      prototypes, labels, scale, label_smoothing: as in `margin_softmax_loss`.
+      prototypes, labels, scale, label_smoothing, reduction, weights: as in `margin_softmax_loss`.
       low, high: the margins in radians at the shortest and at the longest length.
       shortest, longest: 0 < shortest < longest.
       weight: of g, >= 0.
       beyond_pi: as in `Margin`.
 
     Returns:
-      A scalar, float32 (float64 for float64). NaN inside jit if a label lies outside [0, C).
+      A scalar, or [B] with `reduction="none"`; float32 (float64 for float64). NaN inside jit for a label outside
+      [0, C).
 
     Raises:
       ValueError, TypeError: as `margin_softmax_loss`; and lengths, margins or a weight out of range.
@@ -159,11 +187,14 @@ def magface_loss(
     checks.angle(low=low, high=high)
     if isinstance(shortest, numbers.Real) and isinstance(longest, numbers.Real) and not shortest < longest:
         raise ValueError(f"shortest is {shortest}; it must be below longest, {longest}")
+    embeddings, prototypes, labels, weights = _batch(embeddings, prototypes, labels, weights)
     a = jnp.clip(lengths(embeddings), shortest, longest)
     margin = Margin(m2=low + (high - low) * (a - shortest) / (longest - shortest), beyond_pi=beyond_pi)
     g = a / longest**2 + 1 / a
-    loss = margin_softmax_loss(embeddings, prototypes, labels, margin, scale, label_smoothing)
-    return loss + weight * jnp.mean(g)
+    loss = margin_softmax_loss(
+        embeddings, prototypes, labels, margin, scale, label_smoothing, reduction=reduction, weights=weights
+    )
+    return loss + weight * reduce(g, weights, reduction)
 
 
 def adaface_loss(
@@ -177,6 +208,9 @@ def adaface_loss(
     rate: float | Array = 0.01,
     scale: float | Array = 64.0,
     label_smoothing: float = 0.0,
+    *,
+    reduction: Reduction = "mean",
+    weights: ArrayLike | None = None,
 ) -> tuple[Array, Array, Array]:
     """AdaFace: the own class has s (cos(theta - m z) - m z - m), z in [-1, 1] from the embedding's length.
 
@@ -186,15 +220,18 @@ def adaface_loss(
 
     Args:
       embeddings: [B, D], any float dtype.
-      prototypes, labels, scale, label_smoothing: as in `margin_softmax_loss`.
+      prototypes, labels, scale, label_smoothing, reduction, weights: as in `margin_softmax_loss`.
       mean, std: of the lengths, scalars, as the step before left them; 20 and 100 at first.
       m: the margin, >= 0.
       h: how many standard deviations 1 / h make z = 1; >= 0.
-      rate: the share of the batch in the new mean and std, in [0, 1].
+      rate: the share of the batch in the new mean and std, in [0, 1]. With weights w these are the weighted mean and
+        the root of sum w (n - mean)^2 / (sum w - sum w^2 / sum w); of no example of a weight above 0, mean and std stay
+        as they were.
 
     Returns:
-      The loss, the new mean and the new std, scalars in float32 (float64 for float64). The standard deviation is that
-      of a sample (B - 1), and 0 for a batch of 1. The loss is NaN inside jit if a label lies outside [0, C).
+      The loss, a scalar, or [B] with `reduction="none"`, the new mean and the new std, scalars; float32 (float64 for
+      float64). The standard deviation is that of a sample (B - 1), and 0 for a batch of 1. The loss is NaN inside jit
+      if a label lies outside [0, C).
 
     Raises:
       ValueError, TypeError: as `margin_softmax_loss`; and m, h or a rate out of range.
@@ -207,13 +244,44 @@ def adaface_loss(
     checks.positive(scale=scale)
     checks.at_least_zero(m=m, h=h)
     checks.share(rate=rate)
+    embeddings, prototypes, labels, weights = _batch(embeddings, prototypes, labels, weights)
     cosine = cosines(embeddings, prototypes)
-    labels = checked_labels(labels, *cosine.shape)
     n = jax.lax.stop_gradient(jnp.clip(lengths(embeddings), 0.001, 100))
-    of_batch = jnp.sqrt(jnp.sum((n - jnp.mean(n)) ** 2) / max(1, len(n) - 1))
-    mean = jax.lax.stop_gradient(rate * jnp.mean(n) + (1 - rate) * jnp.asarray(mean, n.dtype))
-    std = jax.lax.stop_gradient(rate * of_batch + (1 - rate) * jnp.asarray(std, n.dtype))
+    mean_n = reduce(n, weights, "mean")
+    std_n = jnp.sqrt(_sample_variance(n, mean_n, weights))
+    rate = _rate(rate, len(n), weights)
+    mean = jax.lax.stop_gradient(rate * mean_n + (1 - rate) * jnp.asarray(mean, n.dtype))
+    std = jax.lax.stop_gradient(rate * std_n + (1 - rate) * jnp.asarray(std, n.dtype))
     z = jnp.clip((n - mean) / (std + 0.001) * h, -1, 1)
     theta = jnp.clip(angles(own_class(cosine, labels)) - m * z, 0, math.pi)
     own = jnp.cos(theta) - m * z - m
-    return softmax_loss(scale * with_own_class(cosine, labels, own), labels, label_smoothing), mean, std
+    logits = scale * with_own_class(cosine, labels, own)
+    return softmax_loss(logits, labels, label_smoothing, reduction=reduction, weights=weights), mean, std
+
+
+def _sample_variance(values: Array, mean: Array, weights: Array | None) -> Array:
+    """sum w (v - mean)^2 / (sum w - sum w^2 / sum w), with weights 1 by B - 1; 0 of a single value."""
+    if weights is None:
+        return jnp.sum((values - mean) ** 2) / max(1, len(values) - 1)
+    w = weights.astype(values.dtype)
+    largest = jnp.max(w, initial=0)
+    w = w / jnp.where(largest == 0, 1, largest)  # whose squares fit
+    total = jnp.sum(w)
+    freedom = total - jnp.sum(w**2) / jnp.where(total == 0, 1, total)
+    is_single = freedom <= 0
+    return jnp.where(is_single, 0, jnp.sum(w * (values - mean) ** 2) / jnp.where(is_single, 1, freedom))
+
+
+def _rate(rate: float | Array, batch: int, weights: Array | None) -> float | Array:
+    """The share of a batch in a running statistic: 0 of a batch without examples."""
+    return rate if batch and weights is None else jnp.where(is_empty(batch, weights), 0, rate)
+
+
+def _batch(
+    embeddings: ArrayLike, prototypes: ArrayLike, labels: ArrayLike, weights: ArrayLike | None
+) -> tuple[Array, Array, Array, Array | None]:
+    """All of them checked; what has the weight 0 is 0."""
+    embeddings, prototypes = checked_vectors(embeddings, prototypes)
+    weights = checked_weights(weights, len(embeddings))
+    labels = checked_labels(labels, len(embeddings), len(prototypes), weights)
+    return without_ignored(embeddings, weights), prototypes, labels, weights

@@ -30,6 +30,7 @@ from jax.typing import ArrayLike, DTypeLike
 from jax_arcface.cpu import Implementation, product
 from jax_arcface.losses import checks
 from jax_arcface.losses.margins import Margin, target_cosine
+from jax_arcface.losses.reduction import Reduction, checked_weights, reduce, without_ignored
 from jax_arcface.losses.softmax import margin_softmax_loss
 from jax_arcface.losses.vectors import checked_labels, checked_vectors, normalize
 
@@ -53,11 +54,14 @@ def fused_margin_softmax_loss(
     block_size: int | None = None,
     matmul_dtype: DTypeLike | None = None,
     implementation: Implementation = "auto",
+    reduction: Reduction = "mean",
+    weights: ArrayLike | None = None,
 ) -> Array:
     """`margin_softmax_loss` and its gradients in memory that does not grow with B x C.
 
-    Pure; works under jit, vmap and grad (reverse mode only), and twice under grad unless prototypes are bfloat16. Its
-    inputs and their gradients apart, it holds a few arrays [block_size, B] and [block_size, D] (and a copy of the
+    Pure; works under jit, vmap and grad, and twice under grad unless prototypes are bfloat16; not under jvp, since its
+    backward pass, which reads the classes once more, is written by hand. Its inputs and their gradients apart, it
+    holds a few arrays [block_size, B] and [block_size, D] (and a copy of the
     prototypes where they are bfloat16). ArcFace (Deng et al., CVPR 2019), equation 4.
 
     Args:
@@ -71,9 +75,11 @@ def fused_margin_softmax_loss(
       matmul_dtype: what the factors of the large matrix products are rounded to, say `jnp.bfloat16`; sums stay in
         float32, and the target's cosine is computed as without. None rounds nothing.
       implementation: of the large matrix products, as in `jax_arcface.cpu.product`.
+      reduction, weights: as in `softmax_loss`.
 
     Returns:
-      A scalar, float32 (float64 for float64). NaN inside jit if a label lies outside [0, C).
+      A scalar, or [B] with `reduction="none"`; float32 (float64 for float64). NaN inside jit for a label outside
+      [0, C).
 
     Raises:
       ValueError, TypeError: as `margin_softmax_loss`; and a scale that is no scalar, no classes, a block size that is
@@ -96,6 +102,8 @@ def fused_margin_softmax_loss(
         block_size=block_size,
         matmul_dtype=matmul_dtype,
         implementation=implementation,
+        reduction=reduction,
+        weights=weights,
     )
     return loss
 
@@ -112,6 +120,8 @@ def loss_and_correct(
     block_size: int | None = None,
     matmul_dtype: DTypeLike | None = None,
     implementation: Implementation = "auto",
+    reduction: Reduction = "mean",
+    weights: ArrayLike | None = None,
 ) -> tuple[Array, Array]:
     """`fused_margin_softmax_loss`, and which embeddings have their largest cosine with their own class, without margin.
 
@@ -120,24 +130,24 @@ def loss_and_correct(
 
     Returns:
       The loss, and bool [B]. It is false, too, where another class is exactly as near (there `nearest_class` gives the
-      first of the two), and for a label outside [0, C). With `matmul_dtype` the other classes' cosines are those of
-      rounded factors.
+      first of the two), for a label outside [0, C), and where the weight is 0. With `matmul_dtype` the other classes'
+      cosines are those of rounded factors.
 
     >>> x, w = jnp.array([[1.0, 0.0], [2.0, 1.0]]), jnp.array([[1.0, 0.0], [0.0, 1.0]])
     >>> loss_and_correct(x, w, jnp.array([0, 1]), Margin.arcface(0.5))[1].tolist()
     [True, False]
     """
     embeddings, prototypes, block_size = _checked(embeddings, prototypes, block_size)
-    labels = checked_labels(labels, len(embeddings), len(prototypes))
+    weights = checked_weights(weights, len(embeddings))
+    labels = checked_labels(labels, len(embeddings), len(prototypes), weights)
     checks.positive(scale=scale)
+    checks.below_one(label_smoothing=label_smoothing)
     if jnp.ndim(scale):
         raise ValueError(f"scale has shape {jnp.shape(scale)}; it must be a scalar")
-    if not 0 <= label_smoothing < 1:
-        raise ValueError(f"label_smoothing is {label_smoothing}; it must be at least 0 and below 1")
     if matmul_dtype is not None and not jnp.issubdtype(matmul_dtype, jnp.floating):
         raise ValueError(f"matmul_dtype is {matmul_dtype!r}; it must be a float dtype or None")
-    return _loss(
-        embeddings,
+    losses, correct = _losses(
+        without_ignored(embeddings, weights),
         prototypes,
         labels,
         margin,
@@ -148,6 +158,7 @@ def loss_and_correct(
         matmul_dtype=None if matmul_dtype is None else jnp.dtype(matmul_dtype),
         implementation=implementation,
     )
+    return reduce(losses, weights, reduction), (correct if weights is None else correct & (weights != 0))
 
 
 def default_block_size(embeddings: Array, prototypes: Array) -> int:
@@ -162,9 +173,10 @@ def _checked(embeddings: ArrayLike, prototypes: ArrayLike, block_size: int | Non
     embeddings, prototypes = checked_vectors(embeddings, prototypes)
     if 0 in prototypes.shape:
         raise ValueError(f"prototypes have shape {prototypes.shape}; they must hold at least one number")
+    if block_size is None:
+        return embeddings, prototypes, default_block_size(embeddings, prototypes)
     checks.whole(block_size=block_size)
-    size = default_block_size(embeddings, prototypes) if block_size is None else int(block_size)
-    return embeddings, prototypes, size
+    return embeddings, prototypes, int(block_size)
 
 
 def has_many_cosines(embeddings: ArrayLike, prototypes: ArrayLike) -> bool:
@@ -231,7 +243,7 @@ class _Settings(NamedTuple):
 
 
 @functools.partial(jax.jit, static_argnames=("smoothing", "block_size", "matmul_dtype", "implementation"))
-def _loss(
+def _losses(
     embeddings: Array,
     prototypes: Array,
     labels: Array,
@@ -258,7 +270,7 @@ def _loss(
     if smoothing:
         losses += smoothing * (target - (sum_others + target) / classes)
     is_class = (labels >= 0) & (labels < classes)
-    return jnp.mean(losses * jnp.where(is_class, 1, jnp.nan)), is_class & (scale * cosine > nearest)
+    return losses * jnp.where(is_class, 1, jnp.nan), is_class & (scale * cosine > nearest)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

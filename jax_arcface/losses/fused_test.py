@@ -318,10 +318,6 @@ def test_a_block_size_that_is_no_count_is_refused(f, size):
         f(*example(), block_size=size)
 
 
-def test_the_mean_of_no_examples_is_nan():
-    assert np.isnan(fused_margin_softmax_loss(np.zeros((0, 4)), example()[1], np.zeros(0, int), Margin.arcface()))
-
-
 def test_labels_that_are_no_integers_are_refused():
     with pytest.raises(TypeError, match="labels have dtype float64; they must be integers"):
         fused_margin_softmax_loss(*example(), np.float64(LABELS), Margin.arcface())

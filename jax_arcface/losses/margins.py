@@ -9,28 +9,27 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
-import numbers
+from collections.abc import Iterable
 from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
+
+from jax_arcface.losses import checks
 
 BeyondPi = Literal["monotone", "linear", "wrap"]
 Gradient = Literal["exact", "straight_through"]
 
 
-@functools.partial(
-    jax.tree_util.register_dataclass, data_fields=["m1", "m2", "m3"], meta_fields=["beyond_pi", "gradient"]
-)
 @dataclasses.dataclass(frozen=True)
 class Margin:
     """The combined margin: the target's logit is s (cos(m1 theta + m2) - m3) (ArcFace, equation 4).
 
     All three act together. A `Margin` is a pytree whose leaves are m1, m2 and m3, so that it can be an argument of a
     jitted function and be mapped over by `jax.vmap`; as a plain value it is hashable. An array [B] in place of a number
-    gives each example of a batch its own; its values are not checked, since the gradient by a `Margin` is one, too.
+    gives each example of a batch its own. What JAX makes of a `Margin`, such as its gradient, is not checked.
 
     Args:
       m1: multiplicative angular margin, > 0 (SphereFace); 1 is none.
@@ -45,6 +44,7 @@ class Margin:
 
     Raises:
       ValueError: a margin that is not finite or out of range, an unknown policy, or `"linear"` with m1 != 1.
+      TypeError: a margin that is neither a real number nor an array of them.
 
     >>> Margin.arcface()
     Margin(m1=1.0, m2=0.5, m3=0.0, beyond_pi='monotone', gradient='exact')
@@ -63,17 +63,11 @@ class Margin:
         ):
             if value not in known:
                 raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(map(repr, known))}")
-        for name in ("m1", "m2", "m3"):
-            value = getattr(self, name)
-            if isinstance(value, numbers.Real) and not math.isfinite(value):
-                raise ValueError(f"{name} is {value}; a margin must be finite")
-        if isinstance(self.m1, numbers.Real):
-            if self.m1 <= 0:
-                raise ValueError(f"m1 is {self.m1}; the multiplicative margin must be > 0")
-            if self.beyond_pi == "linear" and self.m1 != 1:
-                raise ValueError(f"m1 is {self.m1}; beyond_pi='linear' is defined for m1 = 1 only")
-        if isinstance(self.m2, numbers.Real) and abs(self.m2) >= math.pi:
-            raise ValueError(f"m2 is {self.m2}; the angular margin is in radians and must lie between -pi and pi")
+        checks.positive(m1=self.m1)
+        checks.angle(m2=self.m2)
+        checks.finite(m3=self.m3)
+        if self.beyond_pi == "linear" and not isinstance(self.m1, jax.core.Tracer) and np.any(np.asarray(self.m1) != 1):
+            raise ValueError(f"m1 is {self.m1}; beyond_pi='linear' is defined for m1 = 1 only")
 
     @classmethod
     def softmax(cls) -> Margin:
@@ -94,6 +88,28 @@ class Margin:
     def arcface(cls, m: float = 0.5) -> Margin:
         """The additive angular margin cos(theta + m), m in radians (Deng et al., CVPR 2019, equation 3)."""
         return cls(m2=m)
+
+
+_NUMBERS, _WORDS = ("m1", "m2", "m3"), ("beyond_pi", "gradient")
+
+
+def _flatten(margin: Margin) -> tuple[tuple, tuple]:
+    return tuple(getattr(margin, name) for name in _NUMBERS), tuple(getattr(margin, name) for name in _WORDS)
+
+
+def _flatten_with_keys(margin: Margin) -> tuple[tuple, tuple]:
+    leaves, words = _flatten(margin)
+    return tuple(zip(map(jax.tree_util.GetAttrKey, _NUMBERS), leaves, strict=True)), words
+
+
+def _unflatten(words: tuple, leaves: Iterable) -> Margin:
+    margin = object.__new__(Margin)  # whose leaves may be anything: shapes, shardings, gradients
+    for name, value in zip((*_NUMBERS, *_WORDS), (*leaves, *words), strict=True):
+        object.__setattr__(margin, name, value)
+    return margin
+
+
+jax.tree_util.register_pytree_with_keys(Margin, _flatten_with_keys, _unflatten, _flatten)
 
 
 def target_cosine(cosine: Array, margin: Margin) -> Array:

@@ -176,24 +176,48 @@ def test_presets():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"m1": 0.0}, "m1 is 0.0; the multiplicative margin must be > 0"),
+        ({"m1": 0.0}, "m1 is 0.0; "),
         ({"m1": -1}, "m1 is -1; "),
         ({"m1": np.float32(-2)}, "m1 is -2.0; "),
-        ({"m1": math.inf}, "m1 is inf; a margin must be finite"),
-        ({"m2": math.nan}, "m2 is nan; a margin must be finite"),
-        ({"m2": np.float32("nan")}, "m2 is nan; a margin must be finite"),
-        ({"m3": -math.inf}, "m3 is -inf; a margin must be finite"),
-        ({"m2": 28.6}, "m2 is 28.6; the angular margin is in radians"),  # degrees
+        ({"m1": math.inf}, "m1 is inf; "),
+        ({"m1": 10**400}, "m1 is inf; "),
+        ({"m2": math.nan}, "m2 is nan; "),
+        ({"m2": np.float32("nan")}, "m2 is nan; "),
+        ({"m2": -(10**400)}, "m2 is -inf; "),
+        ({"m2": np.array([0.5, math.nan])}, "m2 is nan; "),
+        ({"m2": jnp.array([0.5, 4.0])}, "m2 is 4.0; "),
+        ({"m1": np.array([1, 0])}, "m1 is 0.0; "),
+        ({"m3": -math.inf}, "m3 is -inf; "),
+        ({"m3": jnp.array([math.inf], jnp.bfloat16)}, "m3 is inf; "),
+        ({"m2": 28.6}, "m2 is 28.6; .* radians"),  # degrees
         ({"m2": math.pi}, "radians"),
         ({"m2": -4}, "m2 is -4; .* between -pi and pi"),
         ({"beyond_pi": "clip"}, "beyond_pi is 'clip'; it must be one of 'monotone', 'linear', 'wrap'"),
         ({"gradient": "none"}, "gradient is 'none'; it must be one of 'exact', 'straight_through'"),
         ({"m1": 1.35, "beyond_pi": "linear"}, "m1 is 1.35; beyond_pi='linear' is defined for m1 = 1 only"),
+        ({"m1": np.array([1.0, 1.1]), "beyond_pi": "linear"}, "m1 = 1 only"),
     ],
 )
 def test_bad_margins_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         Margin(**arguments)
+
+
+@pytest.mark.parametrize(
+    "value", ["0.5", None, 0.5j, [0.5], np.array([0.5j]), np.array("a"), np.array([None])], ids=repr
+)
+@pytest.mark.parametrize("name", ["m1", "m2", "m3"])
+def test_what_is_no_number_is_no_margin(name, value):
+    with pytest.raises(TypeError, match=rf"{name} .*; it must be a real number"):
+        Margin(**{name: value})
+
+
+def test_the_leaves_of_a_margin_may_be_anything():
+    names = jax.tree.map(str, Margin.arcface(0.5))
+    assert (names.m1, names.m2, names.m3) == ("1.0", "0.5", "0.0")
+    paths = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(Margin.arcface())]
+    assert paths == [".m1", ".m2", ".m3"]
+    assert jax.tree.map(lambda m: None, Margin(beyond_pi="wrap")).beyond_pi == "wrap"
 
 
 def test_a_stack_of_margins_is_mapped_over():

@@ -259,7 +259,7 @@ def test_shapes_and_labels_that_do_not_fit_are_refused():
     for loss in OF_PROTOTYPES:
         with pytest.raises(ValueError, match=r"they must be \[C, D\], without sub-centres"):
             loss(w[:, None], LABELS)
-        with pytest.raises(ValueError, match="block_size is 0; it must be at least 1"):
+        with pytest.raises(ValueError, match="block_size is 0; it must be a whole number"):
             loss(w, LABELS, 0)
 
 

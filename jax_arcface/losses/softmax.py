@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-import optax
 from jax import Array
 from jax.typing import ArrayLike
 
 from jax_arcface.losses import checks
 from jax_arcface.losses.margins import Margin, target_cosine
+from jax_arcface.losses.reduction import Reduction, checked_weights, reduce, without_ignored
 from jax_arcface.losses.vectors import (
     checked_labels,
     checked_vectors,
@@ -81,15 +81,19 @@ def margin_softmax_loss(
     scale: ArrayLike = 64.0,
     label_smoothing: float = 0.0,
     filter_above: float | None = None,
+    *,
+    reduction: Reduction = "mean",
+    weights: ArrayLike | None = None,
 ) -> Array:
-    """The margin softmax loss, the mean over the batch: cross entropy of `margin_logits` (ArcFace, equation 4).
+    """The margin softmax loss: cross entropy of `margin_logits` (ArcFace, equation 4).
 
     Args:
       embeddings, prototypes, labels, margin, scale, filter_above: as in `margin_logits`.
-      label_smoothing: as in `softmax_loss`.
+      label_smoothing, reduction, weights: as in `softmax_loss`.
 
     Returns:
-      A scalar, float32 (float64 for float64). NaN inside jit if a label lies outside [0, C).
+      A scalar, or [B] with `reduction="none"`; float32 (float64 for float64). NaN inside jit for a label outside
+      [0, C).
 
     Raises:
       ValueError, TypeError: as `margin_logits` and `softmax_loss`.
@@ -98,68 +102,105 @@ def margin_softmax_loss(
     >>> print(margin_softmax_loss(x, w, jnp.array([0]), Margin.cosface(0.35), scale=1.0).round(4))  # log(1 + e^-0.65)
     0.4201
     """
+    embeddings, prototypes = checked_vectors(embeddings, prototypes)
+    weights = checked_weights(weights, len(embeddings))
+    labels = checked_labels(labels, len(embeddings), len(prototypes), weights)
+    embeddings = without_ignored(embeddings, weights)
     logits = margin_logits(embeddings, prototypes, labels, margin, scale, filter_above)
-    return softmax_loss(logits, labels, label_smoothing)
+    return softmax_loss(logits, labels, label_smoothing, reduction=reduction, weights=weights)
 
 
-def softmax_loss(logits: ArrayLike, labels: ArrayLike, label_smoothing: float = 0.0) -> Array:
-    """Cross entropy with integer labels, the mean over the batch.
+def softmax_loss(
+    logits: ArrayLike,
+    labels: ArrayLike,
+    label_smoothing: float = 0.0,
+    *,
+    reduction: Reduction = "mean",
+    weights: ArrayLike | None = None,
+) -> Array:
+    """Cross entropy with integer labels: log sum_j exp(z_j) - z_y, computed as log(1 + sum_{j != y} exp(z_j - z_y)).
+
+    The second form loses no digits where the loss is small.
 
     Args:
-      logits: [B, C], any float dtype.
+      logits: z, [B, C], any float dtype.
       labels: [B], integers in [0, C).
       label_smoothing: the share of the target distribution that is spread evenly over all classes, in [0, 1).
+      reduction: `"mean"`, the mean over the batch, or `"none"`, each example's loss.
+      weights: w, [B], numbers >= 0 or bools. The mean is then sum(w l) / sum(w), 0 where all are 0, and `"none"` gives
+        w l. An example of weight 0 counts as if it were not in the batch.
 
     Returns:
-      A scalar, float32 (float64 for float64). NaN inside jit if a label lies outside [0, C).
+      A scalar, or [B] with `reduction="none"`; float32 (float64 for float64). NaN inside jit for a label outside
+      [0, C). A batch of no examples has the loss 0.
 
     Raises:
-      ValueError: shapes that do not fit, a label smoothing outside [0, 1), or, outside jit, a label outside [0, C).
-      TypeError: labels that are not integers.
+      ValueError: shapes that do not fit, a label smoothing outside [0, 1), an unknown reduction, or, outside jit, a
+        label outside [0, C) or a weight that is below 0 or not finite.
+      TypeError: labels that are not integers, or weights that are not numbers.
 
     >>> print(softmax_loss(jnp.zeros((2, 4)), jnp.array([0, 3])).round(4))  # log 4
     1.3863
+    >>> print(softmax_loss(jnp.eye(2), jnp.array([0, 0]), reduction="none").round(2))  # log(1 + 1 / e), log(1 + e)
+    [0.31 1.31]
     """
-    if not 0 <= label_smoothing < 1:
-        raise ValueError(f"label_smoothing is {label_smoothing}; it must be at least 0 and below 1")
-    logits = upcast(jnp.asarray(logits))
+    checks.below_one(label_smoothing=label_smoothing)
+    logits = jnp.asarray(logits)
     if logits.ndim != 2:
         raise ValueError(f"logits have shape {logits.shape}; they must be [B, C]")
-    classes = logits.shape[1]
-    labels = checked_labels(labels, *logits.shape)
-    # none is larger: this keeps XLA from taking a product and its difference to the largest, rounded, as one, which for
-    # large logits would be far from 0
-    largest = jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True))
-    logits = jnp.where(logits > largest, largest, logits)
-    losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels.clip(0, classes - 1))
+    weights = checked_weights(weights, len(logits))
+    labels = checked_labels(labels, len(logits), logits.shape[1], weights)
+    logits = upcast(without_ignored(logits, weights))
+    return reduce(_cross_entropy(logits, labels, label_smoothing), weights, reduction)
+
+
+def _cross_entropy(logits: Array, labels: Array, label_smoothing: float) -> Array:
+    """Of each example, [B]."""
+    target = own_class(logits, labels)
+    others = with_own_class(logits, labels, jnp.full(len(logits), -jnp.inf, logits.dtype))
+    lowest = jnp.finfo(logits.dtype).min  # not -inf, which would make NaN of a lone class
+    largest = jax.lax.stop_gradient(jnp.max(others, axis=-1, initial=lowest))
+    total = jnp.sum(jnp.exp(others - largest[:, None]), axis=-1)
+    none = total == 0  # no other class
+    above = (largest - target) + jnp.log(jnp.where(none, 1, total))  # near numbers first: no digits are lost
+    losses = jax.nn.softplus(jnp.where(none, -jnp.inf, above))
     if label_smoothing:
-        even = jax.nn.logsumexp(logits, axis=-1) - jnp.mean(logits, axis=-1)
-        losses = (1 - label_smoothing) * losses + label_smoothing * even
-    return jnp.mean(losses * one_or_nan(labels, classes))
+        losses += label_smoothing * jnp.mean(target[:, None] - logits, axis=-1)
+    return losses
 
 
 def linear_softmax_loss(
-    embeddings: ArrayLike, weights: ArrayLike, bias: ArrayLike, labels: ArrayLike, label_smoothing: float = 0.0
+    embeddings: ArrayLike,
+    prototypes: ArrayLike,
+    bias: ArrayLike,
+    labels: ArrayLike,
+    label_smoothing: float = 0.0,
+    *,
+    reduction: Reduction = "mean",
+    weights: ArrayLike | None = None,
 ) -> Array:
     """Softmax loss of a linear layer, nothing normalised: cross entropy of W_j . x + b_j (ArcFace, equation 1).
 
     Args:
       embeddings: [B, D], any float dtype.
-      weights: W, [C, D]. bias: b, [C].
-      labels, label_smoothing: as in `softmax_loss`, which tells what is raised.
+      prototypes: W, [C, D]. bias: b, [C].
+      labels, label_smoothing, reduction, weights: as in `softmax_loss`, which also says what is raised.
 
     Returns:
-      A scalar, float32 (float64 for float64).
+      A scalar, or [B] with `reduction="none"`; float32 (float64 for float64).
 
     >>> x, w = jnp.array([[2.0, 0.0]]), jnp.array([[1.0, 0.0], [0.0, 1.0]])
     >>> print(linear_softmax_loss(x, w, jnp.zeros(2), jnp.array([0])).round(4))  # log(1 + e^-2)
     0.1269
     """
-    return softmax_loss(linear_logits(embeddings, weights, bias), labels, label_smoothing)
+    embeddings, prototypes = checked_vectors(embeddings, prototypes)
+    weights = checked_weights(weights, len(embeddings))
+    logits = linear_logits(without_ignored(embeddings, weights), prototypes, bias)
+    return softmax_loss(logits, labels, label_smoothing, reduction=reduction, weights=weights)
 
 
-def linear_logits(embeddings: ArrayLike, weights: ArrayLike, bias: ArrayLike) -> Array:
-    """W_j . x + b_j, [B, C], of embeddings x [B, D], weights W [C, D] and bias b [C].
+def linear_logits(embeddings: ArrayLike, prototypes: ArrayLike, bias: ArrayLike) -> Array:
+    """W_j . x + b_j, [B, C], of embeddings x [B, D], prototypes W [C, D] and bias b [C].
 
     Raises:
       ValueError: shapes that do not fit.
@@ -167,31 +208,41 @@ def linear_logits(embeddings: ArrayLike, weights: ArrayLike, bias: ArrayLike) ->
     >>> linear_logits(jnp.array([[2.0, 0.0]]), jnp.array([[1.0, 0.0], [0.0, 1.0]]), jnp.array([0.0, 0.5]))
     Array([[2. , 0.5]], dtype=float32)
     """
-    embeddings, weights = checked_vectors(embeddings, weights)
+    embeddings, prototypes = checked_vectors(embeddings, prototypes)
     bias = jnp.asarray(bias)
-    if weights.ndim != 2 or bias.shape != weights.shape[:1]:
-        raise ValueError(f"weights {weights.shape} and bias {bias.shape} do not fit: they must be [C, D] and [C]")
-    return jnp.matmul(upcast(embeddings), upcast(weights).T, precision=jax.lax.Precision.HIGHEST) + upcast(bias)
+    if prototypes.ndim != 2 or bias.shape != prototypes.shape[:1]:
+        raise ValueError(f"prototypes {prototypes.shape} and bias {bias.shape} do not fit: they must be [C, D] and [C]")
+    return jnp.matmul(upcast(embeddings), upcast(prototypes).T, precision=jax.lax.Precision.HIGHEST) + upcast(bias)
 
 
 def modified_softmax_loss(
-    embeddings: ArrayLike, prototypes: ArrayLike, labels: ArrayLike, label_smoothing: float = 0.0
+    embeddings: ArrayLike,
+    prototypes: ArrayLike,
+    labels: ArrayLike,
+    label_smoothing: float = 0.0,
+    *,
+    reduction: Reduction = "mean",
+    weights: ArrayLike | None = None,
 ) -> Array:
     """Modified softmax loss: cross entropy of |x| cos(theta_j) (SphereFace, Liu et al., CVPR 2017, equation 5).
 
     Args:
       embeddings: [B, D], any float dtype; their length counts.
       prototypes: [C, D]; only their direction counts.
-      labels, label_smoothing: as in `softmax_loss`, which tells what is raised.
+      labels, label_smoothing, reduction, weights: as in `softmax_loss`, which also says what is raised.
 
     Returns:
-      A scalar, float32 (float64 for float64).
+      A scalar, or [B] with `reduction="none"`; float32 (float64 for float64).
 
     >>> x, w = jnp.array([[2.0, 0.0]]), jnp.array([[9.0, 0.0], [0.0, 9.0]])
     >>> print(modified_softmax_loss(x, w, jnp.array([0])).round(4))  # log(1 + e^-2)
     0.1269
     """
-    return softmax_loss(lengths(embeddings)[:, None] * cosines(embeddings, prototypes), labels, label_smoothing)
+    embeddings, prototypes = checked_vectors(embeddings, prototypes)
+    weights = checked_weights(weights, len(embeddings))
+    embeddings = without_ignored(embeddings, weights)
+    logits = lengths(embeddings)[:, None] * cosines(embeddings, prototypes)
+    return softmax_loss(logits, labels, label_smoothing, reduction=reduction, weights=weights)
 
 
 def a_softmax_loss(
@@ -201,6 +252,9 @@ def a_softmax_loss(
     m: int = 4,
     lam: ArrayLike = 5.0,
     label_smoothing: float = 0.0,
+    *,
+    reduction: Reduction = "mean",
+    weights: ArrayLike | None = None,
 ) -> Array:
     """A-Softmax: cross entropy with |x| (lambda cos(theta) + psi(theta)) / (1 + lambda) for the example's own class.
 
@@ -210,12 +264,12 @@ def a_softmax_loss(
     Args:
       embeddings: [B, D], any float dtype; their length counts.
       prototypes: [C, D]; only their direction counts.
-      labels, label_smoothing: as in `softmax_loss`, which tells what is raised.
+      labels, label_smoothing, reduction, weights: as in `softmax_loss`, which also says what is raised.
       m: the multiplicative margin, a whole number.
       lam: lambda, >= 0 and finite; see `annealed_lambda`.
 
     Returns:
-      A scalar, float32 (float64 for float64).
+      A scalar, or [B] with `reduction="none"`; float32 (float64 for float64).
 
     Raises:
       ValueError, TypeError: as `margin_logits`; and an m or a lambda out of range.
@@ -226,9 +280,14 @@ def a_softmax_loss(
     """
     checks.whole(m=m)
     checks.at_least_zero(lam=lam)
+    embeddings, prototypes = checked_vectors(embeddings, prototypes)
+    weights = checked_weights(weights, len(embeddings))
+    labels = checked_labels(labels, len(embeddings), len(prototypes), weights)
+    embeddings = without_ignored(embeddings, weights)
     psi = margin_logits(embeddings, prototypes, labels, Margin.sphereface(m), scale=1.0)
     annealed = (lam * cosines(embeddings, prototypes) + psi) / (1 + lam)
-    return softmax_loss(lengths(embeddings)[:, None] * annealed, labels, label_smoothing)
+    logits = lengths(embeddings)[:, None] * annealed
+    return softmax_loss(logits, labels, label_smoothing, reduction=reduction, weights=weights)
 
 
 def annealed_lambda(step: ArrayLike, first: float = 1000.0, last: float = 5.0, decay: float = 0.12) -> Array:

@@ -116,11 +116,11 @@ def checked_vectors(embeddings: ArrayLike, prototypes: ArrayLike) -> tuple[Array
     return embeddings, prototypes
 
 
-def checked_labels(labels: ArrayLike, batch: int, classes: int | None = None) -> Array:
+def checked_labels(labels: ArrayLike, batch: int, classes: int | None = None, weights: Array | None = None) -> Array:
     """Labels as an array, once they are found to be integers [B] and, where C is given, to lie in [0, C).
 
     Inside jit they cannot be looked at: what lies outside stays outside, as int32. Without C any integers will do, and
-    the result may number them anew.
+    the result may number them anew. The label of an example whose weight is 0 may be any integer, and becomes 0.
 
     Raises:
       ValueError, TypeError: they are not.
@@ -141,12 +141,17 @@ def checked_labels(labels: ArrayLike, batch: int, classes: int | None = None) ->
         return labels if isinstance(labels, Array) else jnp.asarray(np.unique(labels, return_inverse=True)[1])
     if isinstance(labels, jax.core.Tracer):
         narrow = labels.astype(jnp.int32)
-        return jnp.where(narrow.astype(labels.dtype) == labels, narrow, -1)  # 2^32 must not become class 0
-    wrong = np.asarray(labels)
-    wrong = wrong[(wrong < 0) | (wrong >= classes)]
-    if wrong.size:
-        raise ValueError(f"labels must lie in [0, {classes}); found {wrong[0]}")
-    return jnp.asarray(labels, jnp.int32)
+        narrow = jnp.where(narrow.astype(labels.dtype) == labels, narrow, -1)  # 2^32 must not become class 0
+    else:
+        found = np.asarray(labels)
+        is_wrong = (found < 0) | (found >= classes)
+        if not isinstance(weights, jax.core.Tracer):
+            if weights is not None:
+                is_wrong &= np.asarray(weights) != 0
+            if is_wrong.any():
+                raise ValueError(f"labels must lie in [0, {classes}); found {found[is_wrong][0]}")
+        narrow = jnp.asarray(np.where((found < 0) | (found >= classes), -1, found), jnp.int32)
+    return narrow if weights is None else jnp.where(weights == 0, 0, narrow)
 
 
 def one_or_nan(labels: Array, classes: int) -> Array:
