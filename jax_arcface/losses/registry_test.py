@@ -357,3 +357,28 @@ def test_every_loss_learns_the_digits(words, digits):
     last = Last()
     fit_config(config, digits, reporter=last)
     assert last.accuracy >= 0.97
+
+
+@pytest.mark.parametrize(
+    "words", ["arcface+intra", "softmax+center+center_learnt", "adaface+supcon", "adacos", "triplet"]
+)
+def test_an_example_of_weight_0_is_as_if_it_were_not_there(words):
+    """In the loss, in its gradient and in the states."""
+    objective, kept = parse(words), np.array([True, True, False, True, True, True, False, True])
+    states = objective.init(CLASSES, DIM)
+    whole, few = batch(weights=jnp.asarray(kept)), batch()
+    few = few._replace(embeddings=few.embeddings[kept], labels=few.labels[kept], normal=few.normal[kept])
+
+    def of(inputs):
+        def loss(x):
+            outcome = objective.apply(inputs._replace(embeddings=x), states)
+            return outcome.loss, outcome.state
+
+        return jax.value_and_grad(loss, has_aux=True)(inputs.embeddings)
+
+    ((found, after), gradient), ((expected, wanted), slope) = of(whole), of(few)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    np.testing.assert_allclose(gradient[kept], slope, rtol=1e-4, atol=1e-6)
+    np.testing.assert_array_equal(gradient[~kept], 0)
+    for here, there in zip(jax.tree.leaves(after), jax.tree.leaves(wanted), strict=True):
+        np.testing.assert_allclose(here, there, rtol=1e-5, atol=1e-6)

@@ -53,11 +53,7 @@ def softmax(label_smoothing: Smoothing = 0.0) -> Loss:
     def apply(i: Inputs, state: State) -> Outcome:
         return Outcome(
             functions.linear_softmax_loss(
-                i.embeddings,
-                i.prototypes,
-                i.owned["bias"],
-                i.labels,
-                label_smoothing,
+                i.embeddings, i.prototypes, i.owned["bias"], i.labels, label_smoothing, weights=i.weights
             ),
             state,
         )
@@ -71,12 +67,7 @@ def modified_softmax(label_smoothing: Smoothing = 0.0) -> Loss:
 
     def apply(i: Inputs, state: State) -> Outcome:
         return Outcome(
-            functions.modified_softmax_loss(
-                i.embeddings,
-                i.prototypes,
-                i.labels,
-                label_smoothing,
-            ),
+            functions.modified_softmax_loss(i.embeddings, i.prototypes, i.labels, label_smoothing, weights=i.weights),
             state,
         )
 
@@ -89,15 +80,8 @@ def _margin_softmax(
     def apply(i: Inputs, state: State) -> Outcome:
         arguments = (i.embeddings, i.prototypes, i.labels, margin, scale, label_smoothing, filter)
         if not fused.has_many_cosines(i.embeddings, i.prototypes):
-            return Outcome(
-                functions.margin_softmax_loss(
-                    *arguments,
-                ),
-                state,
-            )
-        value, correct = fused.loss_and_correct(
-            *arguments,
-        )
+            return Outcome(functions.margin_softmax_loss(*arguments, weights=i.weights), state)
+        value, correct = fused.loss_and_correct(*arguments, weights=i.weights)
         return Outcome(value, state, correct)
 
     return Loss(apply, subcenters=subcenters)
@@ -127,14 +111,7 @@ def a_softmax(
     def apply(i: Inputs, state: State) -> Outcome:
         lam = functions.annealed_lambda(i.step, first, last, decay)
         return Outcome(
-            functions.a_softmax_loss(
-                i.embeddings,
-                i.prototypes,
-                i.labels,
-                m,
-                lam,
-                label_smoothing,
-            ),
+            functions.a_softmax_loss(i.embeddings, i.prototypes, i.labels, m, lam, label_smoothing, weights=i.weights),
             state,
         )
 
@@ -220,11 +197,7 @@ def adacos(subcenters: Subcenters = 1, label_smoothing: Smoothing = 0.0) -> Loss
 
     def apply(i: Inputs, state: State) -> Outcome:
         value, scale = adaptive.adacos_loss(
-            i.embeddings,
-            i.prototypes,
-            i.labels,
-            state["scale"],
-            label_smoothing,
+            i.embeddings, i.prototypes, i.labels, state["scale"], label_smoothing, weights=i.weights
         )
         return Outcome(value, {"scale": scale})
 
@@ -248,14 +221,7 @@ def curricularface(
 
     def apply(i: Inputs, state: State) -> Outcome:
         value, t = adaptive.curricularface_loss(
-            i.embeddings,
-            i.prototypes,
-            i.labels,
-            state["t"],
-            margin,
-            scale,
-            rate,
-            label_smoothing,
+            i.embeddings, i.prototypes, i.labels, state["t"], margin, scale, rate, label_smoothing, weights=i.weights
         )
         return Outcome(value, {"t": t})
 
@@ -290,6 +256,7 @@ def magface(
             scale,
             beyond_pi,
             label_smoothing,
+            weights=i.weights,
         )
         return Outcome(value, state)
 
@@ -319,6 +286,7 @@ def adaface(
             rate,
             scale,
             label_smoothing,
+            weights=i.weights,
         )
         return Outcome(value, {"mean": mean, "std": std})
 
@@ -379,15 +347,9 @@ def center(rate: Share = 0.5) -> Loss:
 
     def apply(i: Inputs, state: State) -> Outcome:
         centers = state["centers"]
-        value = regularizers.center_loss(
-            i.embeddings,
-            centers,
-            i.labels,
-        )
+        value = regularizers.center_loss(i.embeddings, centers, i.labels, weights=i.weights)
         moves = regularizers.center_displacements(
-            jax.lax.stop_gradient(i.embeddings),
-            centers,
-            i.labels,
+            jax.lax.stop_gradient(i.embeddings), centers, i.labels, weights=i.weights
         )
         return Outcome(value, {"centers": centers.at[i.labels].add(-rate * moves)})
 
@@ -404,16 +366,9 @@ def center_learnt() -> Loss:
     def apply(i: Inputs, state: State) -> Outcome:
         centers = i.owned["centers"]
         constants = jax.lax.stop_gradient((i.embeddings, centers))
-        value = regularizers.center_loss(
-            i.embeddings,
-            constants[1],
-            i.labels,
-        )
+        value = regularizers.center_loss(i.embeddings, constants[1], i.labels, weights=i.weights)
         # 0, whose gradient is the centres' displacements, whatever the term's weight
-        moves = regularizers.center_displacements(
-            *constants,
-            i.labels,
-        )
+        moves = regularizers.center_displacements(*constants, i.labels, weights=i.weights)
         own = centers[i.labels]
         return Outcome(value, state, unweighted=jnp.sum(moves * (own - jax.lax.stop_gradient(own))))
 
@@ -425,14 +380,7 @@ def intra() -> Loss:
     """mean theta_y / pi."""
 
     def apply(i: Inputs, state: State) -> Outcome:
-        return Outcome(
-            regularizers.intra_loss(
-                i.embeddings,
-                i.prototypes,
-                i.labels,
-            ),
-            state,
-        )
+        return Outcome(regularizers.intra_loss(i.embeddings, i.prototypes, i.labels, weights=i.weights), state)
 
     return Loss(apply)
 
@@ -442,13 +390,7 @@ def inter() -> Loss:
     """-mean sum_j arccos(W_y . W_j) / (pi (C - 1))."""
 
     def apply(i: Inputs, state: State) -> Outcome:
-        return Outcome(
-            regularizers.inter_loss(
-                i.prototypes,
-                i.labels,
-            ),
-            state,
-        )
+        return Outcome(regularizers.inter_loss(i.prototypes, i.labels, weights=i.weights), state)
 
     return Loss(apply)
 
@@ -458,13 +400,7 @@ def mhe() -> Loss:
     """mean sum_j 1 / |W_y - W_j|^2 / (C - 1)."""
 
     def apply(i: Inputs, state: State) -> Outcome:
-        return Outcome(
-            regularizers.hyperspherical_energy(
-                i.prototypes,
-                i.labels,
-            ),
-            state,
-        )
+        return Outcome(regularizers.hyperspherical_energy(i.prototypes, i.labels, weights=i.weights), state)
 
     return Loss(apply)
 
@@ -473,14 +409,7 @@ def _of_embeddings(function: Callable[..., Array], **options: Any) -> Loss:
     """A loss of embeddings and labels alone."""
 
     def apply(i: Inputs, state: State) -> Outcome:
-        return Outcome(
-            function(
-                i.embeddings,
-                i.labels,
-                **options,
-            ),
-            state,
-        )
+        return Outcome(function(i.embeddings, i.labels, **options, weights=i.weights), state)
 
     return Loss(apply, frozenset())
 
