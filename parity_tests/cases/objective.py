@@ -126,6 +126,7 @@ def _measured(text: str, subcenters: int, dtype: str, policy: str = "wrap") -> I
 
 
 CASES = [
+    # each loss and each word of its options in float64 in every run; the rest takes a minute and a half
     *(
         Case(
             f"loss {text}",
@@ -147,12 +148,13 @@ CASES = [
             "float64",
             1e-12,
             functools.partial(_measured, text, 3, "float64"),
+            slow=True,
         )
         for text, entry in LOSSES.items()
         if "subcenters" in entry.options
     ),
     *(
-        Case(f"loss {text}", "objective", "float64", 1e-12, functools.partial(_measured, text, 1, "float64"))
+        Case(f"loss {text}", "objective", "float64", 1e-12, functools.partial(_measured, text, 1, "float64"), slow=True)
         for text in changed_words()
     ),
     # those of a margin softmax are in `cases/losses.py`
@@ -163,6 +165,7 @@ CASES = [
             "float64",
             1e-12,
             functools.partial(_measured, name, 1, "float64", policy),
+            slow=True,
         )
         for name, entry in LOSSES.items()
         if "beyond_pi" in entry.options and "gradient" not in entry.options
