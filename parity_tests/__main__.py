@@ -16,7 +16,7 @@ from parity_tests import planted
 from parity_tests.cases import PAIRS, Case, Result, Unavailable, all_cases
 from parity_tests.report import describe_bound, make_folder, markdown, summary, write_json
 from torch_reference.errors import UserError as TorchUserError
-from torch_reference.training.fit import Diverged as TorchDiverged
+from torch_reference.training.step import Diverged as TorchDiverged
 
 _PARITY = Path("runs/parity")
 

@@ -11,4 +11,4 @@ def test_parity(case):
 
 
 def test_every_backbone_has_a_case():
-    assert set(SHAPES) == set(jax_backbones.BACKBONES) == set(torch_backbones.NAMES)
+    assert set(SHAPES) == set(jax_backbones.BACKBONES) == set(torch_backbones.BACKBONES)

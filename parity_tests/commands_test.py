@@ -177,7 +177,7 @@ def test_each_evaluates_the_others_run(trained_by):
     assert all(here[key] == there[key] for key in here.keys() - {*numbers, "run"})
 
 
-@pytest.mark.parametrize(("loss", "weight", "above"), [("arcface:0.5", 0.5, 2.0), ("arcface:filter=0.0", 1.0, 0.0)])
+@pytest.mark.parametrize(("loss", "weight", "above"), [("arcface", 1.0, 2.0), ("arcface:filter=0.0", 1.0, 0.0)])
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_the_loss_of_an_evaluation_has_its_weight_and_filter(program, loss, weight, above):
     shutil.copytree(runs("short").by_jax, "run")

@@ -107,8 +107,8 @@ def test_another_loss_than_the_files_brings_its_own_defaults():
     for c in BOTH:
         file = {"loss": "arcface", "margin": 0.3, "margin_warmup_epochs": 3.0, "scale": 32.0, "seed": 5}
         assert c.from_dict(file, loss="triplet") == dataclasses.replace(c.recipe("digits", "triplet"), seed=5)
-        run = dataclasses.asdict(dataclasses.replace(c.recipe("mnist", "triplet"), epochs=2))
-        assert c.from_dict(run, loss="arcface") == dataclasses.replace(c.recipe("mnist", "arcface"), epochs=2)
+        run = dataclasses.asdict(dataclasses.replace(c.recipe("mnist", "triplet"), width=0.25))
+        assert c.from_dict(run, loss="arcface") == dataclasses.replace(c.recipe("mnist", "arcface"), width=0.25)
         # the file's own loss is no other
         assert c.from_dict(file, loss="arcface") == c.from_dict(file)
 

@@ -22,8 +22,10 @@ from jax_arcface.training.step import make_step
 from parity_tests.cases import Unavailable
 from torch_reference import data as torch_data
 from torch_reference.models import weights as torch_weights
+from torch_reference.training import batches as torch_batches
 from torch_reference.training import config as torch_config
 from torch_reference.training import fit as torch_training
+from torch_reference.training import step as torch_step
 
 Datasets = tuple[jax_data.Dataset, torch_data.Dataset]
 
@@ -118,17 +120,23 @@ def _torch_steps(
 ) -> Iterator[_Step]:
     per_epoch = len(dataset.train.labels) // config.batch_size
     state = torch_training.initial_state(config, dataset)
-    state.model.to(getattr(torch, dtype))
-    state.losses = {
-        loss: {name: value.to(getattr(torch, dtype)) for name, value in remembered.items()}
-        for loss, remembered in state.losses.items()
-    }
+    state.model.to(getattr(torch, dtype))  # what the losses remember, too
     statistics = torch_data.channel_statistics(dataset.train.images)
-    data = torch_training.device_data(dataset.train, *statistics, dtype=getattr(torch, dtype))
+    data = torch_batches.Images.of(dataset.train, *statistics, dtype=getattr(torch, dtype))
+    batches = torch_batches.Batches(data, config.batch_size, config.seed, config.augmentation, config.classes_per_batch)
     step = 0
     while step < steps:
-        for images, labels in torch_training.epoch_batches(config, data, step // per_epoch):
-            metrics = torch_training.train_step(state, images, labels, config, per_epoch)
+        for images, labels in batches.epoch(step // per_epoch):
+            metrics = torch_step.train_step(
+                state,
+                images,
+                labels,
+                learning_rate=torch_step.learning_rate(config, step, per_epoch),
+                margin_growth=torch_step.margin_growth(config, step, per_epoch),
+                clip_norm=config.clip_norm,
+                precision=config.precision,
+                seed=config.seed,
+            )
             # copies: the next step changes the parameters in place
             weights = {name: array.copy() for name, array in torch_weights.to_arrays(state.model).items()}
             yield step, metrics.loss, weights

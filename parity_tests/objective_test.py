@@ -28,19 +28,22 @@ def test_registries_are_the_same():
     assert described(jax_objective) == described(torch_objective)
     assert list(jax_objective.LOSSES) == list(torch_objective.LOSSES)
     assert jax_objective.ALIASES == torch_objective.ALIASES
+    assert jax_objective.SHARED == torch_objective.SHARED
 
 
 @pytest.mark.parametrize(
     "text", [*words(), *changed_words(), "softmax+center:0.5,rate=0.1", "arcface:m=0.2+circle:gamma=80"]
 )
 def test_words_are_read_alike(text):
-    here, there = (
-        [
-            (term.name, term.weight, {k: v for k, v in dict(term.options).items() if k not in jax_objective.SHARED})
-            for term in module.parse(text).terms
-        ]
-        for module in (jax_objective, torch_objective)
-    )
+    shared = jax_objective.SHARED
+    here = [
+        (term.name, term.weight, {k: v for k, v in dict(term.options).items() if k not in shared})
+        for term in jax_objective.parse(text).terms
+    ]
+    there = [
+        (term.name, weight, {k: v for k, v in term.options.items() if k not in shared})
+        for weight, term in torch_objective.parse(text)
+    ]
     assert here == there
 
 
@@ -76,10 +79,11 @@ def test_each_changed_option_has_an_effect(text):
         ("triplet", 0.5),
         ("arcface:m=0.3", 0.5),
         ("cosface", 2.0),
+        ("arcface:0.3", None),
     ],
 )
 def test_mistakes_are_refused_by_both(text, margin):
     with pytest.raises(JaxUserError):
         jax_objective.parse(text, m=margin)
     with pytest.raises(TorchUserError):
-        torch_objective.parse(text, margin)
+        torch_objective.parse(text, {} if margin is None else {"m": margin})

@@ -123,7 +123,7 @@ ERRORS = (
     ),
     Planted(
         "running statistics with the weights 0.1 and 0.9 exchanged",
-        "torch_reference/models/backbones.py",
+        "torch_reference/models/layers.py",
         "self.bn1 = nn.BatchNorm2d(channels)",
         "self.bn1 = nn.BatchNorm2d(channels, momentum=0.9)",
         ("backbones",),
@@ -151,7 +151,7 @@ ERRORS = (
     ),
     Planted(
         "kept features not divided by 1 - dropout",
-        "torch_reference/models/backbones.py",
+        "torch_reference/models/layers.py",
         "x = torch.where(keep, x / (1 - self.dropout), 0.0)",
         "x = torch.where(keep, x, 0.0)",
         ("backbones",),
@@ -216,21 +216,21 @@ ERRORS = (
     # optimisers and the step
     Planted(
         "weight decay on biases and norms too",
-        "torch_reference/training/fit.py",
+        "torch_reference/training/state.py",
         '"weight_decay": 0.0}',
         '"weight_decay": config.weight_decay}',
         ("training", "trajectories"),
     ),
     Planted(
         "weight decay on learnt centres",
-        "torch_reference/training/fit.py",
+        "torch_reference/training/state.py",
         ' and name != "head.centers"',
         "",
         ("trajectories",),
     ),
     Planted(
         "plain momentum in place of Nesterov's",
-        "torch_reference/training/fit.py",
+        "torch_reference/training/state.py",
         "nesterov=nesterov)",
         "nesterov=False)",
         ("training",),
@@ -244,7 +244,7 @@ ERRORS = (
     ),
     Planted(
         "weight decay of AdamW coupled",
-        "torch_reference/training/fit.py",
+        "torch_reference/training/state.py",
         "torch.optim.AdamW(",
         "torch.optim.Adam(",
         ("training",),
@@ -279,24 +279,24 @@ ERRORS = (
     ),
     Planted(
         "label smoothing forgotten in the step",
-        "torch_reference/training/fit.py",
-        "config.label_smoothing",
-        "0.0",
+        "torch_reference/losses/terms.py",
+        "label_smoothing,\n            filter,",
+        "0.0,\n            filter,",
         ("trajectories",),
     ),
     Planted(
         "every epoch with the dropout masks of the first",
-        "torch_reference/training/fit.py",
-        "dropout_mask(config.seed, step,",
-        "dropout_mask(config.seed, step % steps_per_epoch,",
+        "torch_reference/training/step.py",
+        "dropout_mask(seed, state.step,",
+        "dropout_mask(seed, state.step % 22,",
         ("trajectories",),
     ),
     # evaluation
     Planted(
         "test images embedded with the statistics of their batch",
-        "torch_reference/training/fit.py",
-        "model.eval()",
-        "model.train()",
+        "torch_reference/models/trained.py",
+        "backbone.eval()",
+        "backbone.train()",
         ("evaluation",),
     ),
     Planted(

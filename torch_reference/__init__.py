@@ -1,16 +1,37 @@
-"""ArcFace and its family of angular-margin losses in PyTorch: the twin of `jax_arcface`, written apart from it."""
+"""ArcFace and its family of angular-margin losses in PyTorch: the twin of `jax_arcface`, written apart from it.
 
-from torch_reference.losses.margins import Margin
-from torch_reference.losses.softmax import margin_logits, margin_softmax_loss, softmax_loss
-from torch_reference.losses.vectors import cosines, normalize
-from torch_reference.models.heads import ArcFaceHead
+    from torch_reference import Head, arcface, center
 
-__all__ = [
-    "ArcFaceHead",
-    "Margin",
-    "cosines",
-    "margin_logits",
-    "margin_softmax_loss",
-    "normalize",
-    "softmax_loss",
-]
+    head = Head(arcface(m=0.5) + 0.01 * center(), embedding_dim=128, num_classes=10)
+    head.loss(embeddings, labels).backward()
+
+`api.py` lists the names. PyTorch is imported when the first of them is asked for, so that the command line can answer
+`--help`, a missing PyTorch or Ctrl-C at once.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch_reference.api import *  # noqa: F403
+
+
+def __getattr__(name: str) -> Any:
+    # a submodule, such as `data`, is no name of the api; and looking for one imports nothing
+    if name.startswith("_") and name != "__all__":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    try:
+        api = importlib.import_module("torch_reference.api")
+    except ModuleNotFoundError as error:
+        if error.name != "torch":
+            raise
+        raise ImportError("torch_reference needs PyTorch: pip install torch") from None
+    if name == "__all__" or name in api.__all__:
+        return getattr(api, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__getattr__("__all__")])

@@ -14,5 +14,5 @@ def nearest(word: str, known: Sequence[str]) -> str:
     >>> nearest("resnet2", ["lenet", "resnet20"])
     "did you mean 'resnet20'? known: lenet, resnet20"
     """
-    close = difflib.get_close_matches(word.lower(), known, n=1)
+    close = difflib.get_close_matches(word.lower(), known, n=1, cutoff=0.7)
     return "".join(f"did you mean {guess!r}? " for guess in close) + f"known: {', '.join(known)}"

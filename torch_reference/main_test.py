@@ -1,6 +1,8 @@
 """Tests of the command line: what it writes, and how it answers mistakes."""
 
+import contextlib
 import dataclasses
+import fcntl
 import functools
 import json
 import os
@@ -14,9 +16,11 @@ import pytest
 import safetensors.numpy
 import torch
 
-from torch_reference import Margin
+from torch_reference import data
 from torch_reference.__main__ import main
 from torch_reference.cli import commands, runs
+from torch_reference.cli.arguments import flag
+from torch_reference.files import read_npz
 from torch_reference.losses.registry import LOSSES
 from torch_reference.training import config
 from torch_reference.training.config import TrainConfig
@@ -49,13 +53,14 @@ def test_a_run_directory_is_whole(run):
     assert sorted(path.name for path in run.iterdir()) == [*names, "model.safetensors"]
     assert [path.name for path in (run / "checkpoints").iterdir()] == ["step_00000014.safetensors"]
     written = json.loads((run / "config.json").read_text())
-    changes = {"width": 0.1, "embedding_dim": 8, "batch_size": 200, "warmup_epochs": 0.0, "epochs": 2}
-    assert written == dataclasses.asdict(config.recipe("digits")) | changes
+    changes = {"width": 0.1, "embedding_dim": 8, "batch_size": 200, "warmup_epochs": 0.0}
+    assert written == dataclasses.asdict(config.recipe("digits", epochs=2)) | changes
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [(record["epoch"], record["step"]) for record in records] == [(1, 7), (2, 14)]
     assert list(records[0])[2:] == [
         "train_loss",
         "train_accuracy",
+        "test_loss",
         "test_accuracy",
         "learning_rate",
         "images_per_second",
@@ -76,26 +81,40 @@ def test_a_run_directory_is_whole(run):
 
 
 def test_evaluate_a_run_and_its_embeddings(run, tmp_path, capsys):
-    assert main(["evaluate", str(run), "--out", str(tmp_path / "a")]) == 0
-    of_run = json.loads((tmp_path / "a" / "evaluation.json").read_text())
-    assert main(["evaluate", str(run / "embeddings.npz"), "--out", str(tmp_path / "b")]) == 0
-    of_file = json.loads((tmp_path / "b" / "evaluation.json").read_text())
-    assert of_run["accuracy"] == of_file["accuracy"] == runs.read_metrics(run)[-1]["test_accuracy"]
-    assert of_run.keys() == {"dataset", "split", "examples", "accuracy", "loss"}
-    assert of_file == {"examples": 359, "accuracy": of_run["accuracy"]}
-    assert f"accuracy  {100 * of_run['accuracy']:.2f} %" in capsys.readouterr().out
+    out = shutil.copytree(run, tmp_path / "run")
+    assert main(["evaluate", str(out)]) == 0
+    assert main(["evaluate", str(out), "--split", "train"]) == 0
+    assert main(["evaluate", str(out / "embeddings.npz")]) == 0
+    names = ("evaluation.json", "evaluation-train.json", "embeddings.evaluation.json")
+    test, train, file = (json.loads((out / name).read_text()) for name in names)
+    last = runs.read_metrics(run)[-1]
+    assert test["accuracy"] == file["accuracy"] == last["test_accuracy"]
+    assert test["loss"] == pytest.approx(last["test_loss"], rel=1e-6)
+    assert test.keys() == train.keys() == {"dataset", "split", "examples", "accuracy", "loss"}
+    assert (test["split"], train["split"], train["examples"]) == ("test", "train", 1438)
+    assert file == {"examples": 359, "accuracy": test["accuracy"]}
+    said = capsys.readouterr().out
+    assert f"accuracy  {100 * test['accuracy']:.2f} %" in said
+    assert "unfinished" not in said
 
 
-def test_embed_a_data_set_and_images(run, tmp_path):
+def test_embed_a_data_set_and_images(run, tmp_path, capsys):
     assert main(["embed", str(run), "digits", "--out", str(tmp_path / "digits.npz")]) == 0
     held = ("embeddings", "labels", "prototypes", "class_names")
-    embedded = runs.read_npz(tmp_path / "digits.npz", ("predictions", *held))
-    for name, array in runs.read_npz(run / "embeddings.npz", held).items():
+    embedded = read_npz(tmp_path / "digits.npz", ("predictions", *held))
+    for name, array in read_npz(run / "embeddings.npz", held).items():
         np.testing.assert_array_equal(embedded[name], array)
     share = (embedded["predictions"] == embedded["labels"]).mean()
     assert share == pytest.approx(runs.read_metrics(run)[-1]["test_accuracy"])
-    assert main(["embed", str(run), str(run / "embeddings.png"), "--out", str(tmp_path / "one.npz")]) == 0
-    assert runs.read_npz(tmp_path / "one.npz", ("files",))["files"].tolist() == ["embeddings.png"]
+    out = shutil.copytree(run, tmp_path / "run")
+    capsys.readouterr()
+    assert main(["embed", str(out), str(run / "embeddings.png")]) == 0
+    one = read_npz(out / "embedded-embeddings.npz", ("files", "predictions"))
+    assert one["files"].tolist() == ["embeddings.png"]
+    assert capsys.readouterr().out.startswith(f"embeddings.png  {one['predictions'][0]}\n")
+    held = ("embeddings", "labels", "prototypes")
+    assert main(["embed", str(out), "digits", "--split", "train"]) == 0
+    assert len(read_npz(out / "embedded-digits-train.npz", held)["labels"]) == 1438
 
 
 def test_a_linear_classifier_carries_its_bias(tmp_path, capsys):
@@ -103,23 +122,23 @@ def test_a_linear_classifier_carries_its_bias(tmp_path, capsys):
     words = ["--loss", "softmax+center", "--learning-rate", "0.005", "--epochs", "2", "--out", str(out)]
     assert main(["train", *SMALL, *words]) == 0
     weights = safetensors.numpy.load_file(out / "model.safetensors")
-    arrays = runs.read_npz(out / "embeddings.npz", ("embeddings", "labels", "prototypes"), optional=("bias", "nothing"))
+    arrays = read_npz(out / "embeddings.npz", ("embeddings", "labels", "prototypes"), optional=("bias", "nothing"))
     np.testing.assert_array_equal(arrays["bias"], weights["head.bias"])
     assert arrays["bias"].any()
     assert sorted(arrays) == ["bias", "embeddings", "labels", "prototypes"]
     predicted = (arrays["embeddings"] @ arrays["prototypes"].T + arrays["bias"]).argmax(axis=1)
     share = (predicted == arrays["labels"]).mean()
     assert runs.read_metrics(out)[-1]["test_accuracy"] == pytest.approx(share)
-    for path in (out, out / "embeddings.npz"):
+    for path, name in ((out, "evaluation.json"), (out / "embeddings.npz", "embeddings.evaluation.json")):
         assert main(["evaluate", str(path), "--out", str(tmp_path / "e")]) == 0
-        found = json.loads((tmp_path / "e" / "evaluation.json").read_text())
+        found = json.loads((tmp_path / "e" / name).read_text())
         assert found["accuracy"] == pytest.approx(share)
         assert "loss" not in found
     assert main(["embed", str(out), "digits", "--out", str(tmp_path / "digits.npz")]) == 0
-    embedded = runs.read_npz(tmp_path / "digits.npz", ("predictions", "bias"))
+    embedded = read_npz(tmp_path / "digits.npz", ("predictions", "bias"))
     np.testing.assert_array_equal(embedded["predictions"], predicted)
     assert main(["evaluate", str(tmp_path / "digits.npz"), "--out", str(tmp_path / "e")]) == 0
-    assert json.loads((tmp_path / "e" / "evaluation.json").read_text())["accuracy"] == pytest.approx(share)
+    assert json.loads((tmp_path / "e" / "digits.evaluation.json").read_text())["accuracy"] == pytest.approx(share)
 
 
 def test_pair_losses_classify_by_the_class_means(tmp_path):
@@ -127,7 +146,7 @@ def test_pair_losses_classify_by_the_class_means(tmp_path):
     assert main(["train", *SMALL, "--loss", "triplet:mining=hard", "--epochs", "1", "--out", str(out)]) == 0
     assert runs.read_config(out).classes_per_batch == 8
     assert main(["embed", str(out), "digits", "--split", "train", "--out", str(tmp_path / "train.npz")]) == 0
-    train = runs.read_npz(tmp_path / "train.npz", ("embeddings", "labels", "prototypes"))
+    train = read_npz(tmp_path / "train.npz", ("embeddings", "labels", "prototypes"))
     unit = train["embeddings"] / np.linalg.norm(train["embeddings"], axis=1, keepdims=True)
     means = [unit[train["labels"] == j].mean(axis=0) for j in range(10)]
     np.testing.assert_allclose(train["prototypes"], means, rtol=1e-4, atol=1e-6)
@@ -145,46 +164,6 @@ def test_a_run_is_named_after_its_data_and_its_loss(tmp_path, monkeypatch):
     assert folder.name.endswith("-digits-triplet-0.5-m=0.3-mining=hard+arcface")
 
 
-def test_help_tells_every_loss_with_its_equation(capsys):
-    with pytest.raises(SystemExit):
-        main(["train", "--help"])
-    text = " ".join(capsys.readouterr().out.split())
-    for name, loss in LOSSES.items():
-        assert f"{name}: {loss.equation}" in text
-    assert "sphereface_plus: short for a_softmax+mhe" in text
-
-
-def test_replicas_and_margins(tmp_path, capsys):
-    assert main(["train", *SMALL, "--epochs", "1", "--replicas", "2", "--out", str(tmp_path / "r")]) == 0
-    assert sorted(json.loads((tmp_path / "r" / "replicas.json").read_text())) == ["seed-0", "seed-1"]
-    assert "standard deviation of 2" in capsys.readouterr().out
-    assert runs.read_config(tmp_path / "r" / "seed-1").seed == 1
-    assert main(["train", *SMALL, "--epochs", "1", "--margins", "0.1,0.2", "--out", str(tmp_path / "m")]) == 0
-    assert runs.read_config(tmp_path / "m" / "margin-0.2").margin == 0.2
-
-
-@pytest.mark.parametrize(
-    ("loss", "changes"),
-    [
-        ("norm_softmax", {"margin_warmup_epochs": 0.0}),
-        ("softmax+center", {"margin_warmup_epochs": 0.0}),
-        ("a_softmax", {"margin_warmup_epochs": 0.0}),
-        ("magface", {"margin_warmup_epochs": 3}),
-        ("subcenter", {"margin_warmup_epochs": 3, "subcenters": 3}),
-        ("triplet+supcon", {"margin_warmup_epochs": 0.0, "classes_per_batch": 8, "clip_norm": 1.0}),
-        ("arcface+triplet", {"margin_warmup_epochs": 3, "classes_per_batch": 0}),
-    ],
-)
-def test_a_loss_has_its_own_defaults(loss, changes):
-    assert config.recipe("digits", loss) == dataclasses.replace(config.recipe("digits"), loss=loss, **changes)
-
-
-def test_the_scale_where_it_is_given_and_where_not():
-    assert TrainConfig().scale_value == 16
-    assert TrainConfig(scale=30.0).scale_value == 30
-    assert TrainConfig(loss="softmax").margin_value == Margin.softmax()
-
-
 def test_one_seed_one_trajectory_and_another_way_to_say_it(run, tmp_path):
     out = tmp_path / "again"
     words = [f"--config={run / 'config.json'}", "--deterministic", "--no-tensorboard", "--checkpoint_every=0"]
@@ -196,43 +175,131 @@ def test_one_seed_one_trajectory_and_another_way_to_say_it(run, tmp_path):
     assert not torch.are_deterministic_algorithms_enabled()
 
 
-def test_ctrl_c_ends_after_the_step_and_resume_goes_on(run, tmp_path, capsys, monkeypatch):
-    out = tmp_path / "run"
-    step = commands.Progress.on_step
+def interrupt_at(monkeypatch, epoch, step):
+    """Presses Ctrl-C after a step."""
+    shown = commands.Progress.on_step
 
-    def interrupted(self, epoch, number, metrics):
-        step(self, epoch, number, metrics)
-        if (epoch, number) == (1, 3):
+    def interrupted(self, its_epoch, number, metrics):
+        shown(self, its_epoch, number, metrics)
+        if (its_epoch, number) == (epoch, step):
             os.kill(os.getpid(), signal.SIGINT)
 
+    monkeypatch.setattr(commands.Progress, "on_step", interrupted)
+
+
+def untimed(run):
+    return [{key: r[key] for key in r.keys() - {"images_per_second", "seconds"}} for r in runs.read_metrics(run)]
+
+
+def test_ctrl_c_ends_after_the_step_and_resume_goes_on(run, tmp_path, capsys, monkeypatch):
+    out = tmp_path / "run"
     with monkeypatch.context() as patch:
-        patch.setattr(commands.Progress, "on_step", interrupted)
-        assert main(["train", *SMALL, "--epochs", "2", "--out", str(out)]) == 0
-    assert f"stopped after 10 of 14 steps; go on with: --resume --out {out}" in capsys.readouterr().out
+        interrupt_at(patch, 1, 3)
+        assert main(["train", *SMALL, "--epochs", "2", "--out", str(out)]) == 130
+    assert f"stopped after 10 of 14 steps; go on with: train --resume --out {out}" in capsys.readouterr().out
+    assert sorted(path.name for path in out.iterdir()) == [
+        "checkpoints",
+        "config.json",
+        "dataset.json",
+        "metrics.jsonl",
+    ]
     assert [path.name for path in (out / "checkpoints").iterdir()] == ["step_00000010.safetensors"]
+    assert "training is not finished" in complaint(capsys, "evaluate", str(out))
     assert main(["train", "--resume", "--out", str(out), "--device", "cpu"]) == 0
-    assert f"\n{out} goes on after step 10 of 14\n" in capsys.readouterr().out
     assert (out / "model.safetensors").read_bytes() == (run / "model.safetensors").read_bytes()
+    written = (out / "model.safetensors").stat().st_mtime_ns
+    assert main(["train", "--resume", "--out", str(out), "--device", "cpu"]) == 0
+    assert (out / "model.safetensors").stat().st_mtime_ns == written
+    assert f"{out} is finished, after 2 epochs" in capsys.readouterr().out
     for checkpoint in (out / "checkpoints").iterdir():
         checkpoint.unlink()
     assert main(["train", "--resume", "--out", str(out), "--device", "cpu"]) == 0
-    assert capsys.readouterr().out.endswith(f"\n{out} has ended\n")
-    (out / "embeddings.npz").unlink()
-    assert main(["train", "--resume", "--out", str(out), "--device", "cpu"]) == 0
-    assert f"\n{out} has no checkpoint and begins anew\n" in capsys.readouterr().out
     assert (out / "model.safetensors").read_bytes() == (run / "model.safetensors").read_bytes()
-    timed = ("images_per_second", "seconds")
-    expected, found = (
-        [{key: value for key, value in record.items() if key not in timed} for record in runs.read_metrics(folder)]
-        for folder in (run, out)
-    )
-    assert found == expected
+    assert untimed(out) == untimed(run)
+
+
+def test_ctrl_c_before_the_first_step_leaves_no_model(tmp_path, capsys, monkeypatch):
+    out = tmp_path / "run"
+    monkeypatch.setattr(commands, "_interruptible", lambda: contextlib.nullcontext(lambda: True))
+    assert main(["train", *SMALL, "--epochs", "1", "--out", str(out)]) == 130
+    assert not (out / "model.safetensors").exists()
+    monkeypatch.undo()
+    assert main(["train", "--resume", "--out", str(out), "--device", "cpu"]) == 0
+    assert (out / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("schedule", "rates"), [("constant", "at 0.05, after 0.05"), ("linear", "at 0.0333, after 0.0")]
+)
+def test_a_finished_run_is_extended(schedule, rates, tmp_path, capsys):
+    out, whole = tmp_path / "run", tmp_path / "whole"
+    words = ["train", *SMALL, "--schedule", schedule, "--margin-warmup-epochs", "0", "--learning-rate", "0.05"]
+    assert main([*words, "--epochs", "1", "--out", str(out)]) == 0
+    assert main(["train", "--resume", "--epochs", "3", "--out", str(out), "--device", "cpu"]) == 0
+    assert f"the {schedule} schedule now spans 3 epochs instead of 1" in (said := capsys.readouterr().out)
+    assert rates in said
+    assert runs.read_config(out).epochs == 3
+    assert [record["epoch"] for record in runs.read_metrics(out)] == [1, 2, 3]
+    if schedule == "constant":  # as if it had been so from the beginning
+        assert main([*words, "--epochs", "3", "--out", str(whole)]) == 0
+        assert (out / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+        assert untimed(out) == untimed(whole)
+    words = ("train", "--resume", "--out", str(out))
+    assert "--epochs is 2, but the run to resume has 3" in complaint(capsys, *words, "--epochs", "2")
+    assert "--width is 0.2" in complaint(capsys, *words, "--epochs", "9", "--width", "0.2")
+
+
+def test_evaluate_says_that_an_extended_run_is_unfinished(run, tmp_path, capsys, monkeypatch):
+    out = shutil.copytree(run, tmp_path / "run")
+    interrupt_at(monkeypatch, 2, 3)
+    assert main(["train", "--resume", "--epochs", "3", "--out", str(out), "--device", "cpu"]) == 130
+    assert main(["evaluate", str(out)]) == 0
+    assert "is unfinished, after 2 of 3 epochs" in capsys.readouterr().out
+
+
+def test_a_run_that_is_being_trained_is_left_alone(run, tmp_path, capsys):
+    out = shutil.copytree(run, tmp_path / "run")
+    words = ["train", "--resume", "--epochs", "3", "--out", str(out), "--device", "cpu"]
+    directory = os.open(out, os.O_RDONLY)  # as another process would have it
+    fcntl.flock(directory, fcntl.LOCK_EX)
+    assert "being trained by another process" in complaint(capsys, *words)
+    os.close(directory)
+    assert main(words) == 0
+
+
+def dead_process():
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return process.pid
+
+
+def test_what_a_killed_training_left_is_no_hindrance(run, tmp_path):
+    out = tmp_path / "run"
+    pid = dead_process()
+    # killed between the two files of an earlier version, and while it wrote
+    (out / "checkpoints").mkdir(parents=True)
+    (out / "config.json").write_bytes((run / "config.json").read_bytes())
+    (out / f".dataset.json.{pid}").touch()
+    (tmp_path / f".run.{pid}").mkdir()
+    (tmp_path / f".run.{pid}" / "config.json").touch()
+    again = shutil.copytree(out, tmp_path / "again")
+    assert main(["train", *SMALL, "--epochs", "1", "--out", str(out)]) == 0
+    assert main(["train", "--resume", "--out", str(again), "--device", "cpu"]) == 0
+    assert (again / "model.safetensors").read_bytes() == (run / "model.safetensors").read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["again", "run"]
+    # killed while it wrote a checkpoint; another process still writes
+    for path in (again / "checkpoints" / f".step_00000021.safetensors.{pid}", again / f".metrics.jsonl.{pid}"):
+        path.touch()
+    mine = again / f".metrics.jsonl.{os.getppid()}"
+    mine.touch()
+    assert main(["train", "--resume", "--epochs", "3", "--out", str(again), "--device", "cpu"]) == 0
+    assert [path.name for path in again.rglob(".*")] == [mine.name]
 
 
 def test_a_diverging_training_ends_with_status_1(tmp_path, capsys):
     words = ["--learning-rate", "1e30", "--epochs", "1", "--out", str(tmp_path / "run")]
     assert main(["train", *SMALL, *words]) == 1
-    assert "try a smaller --learning-rate (now 1e+30)" in capsys.readouterr().err
+    assert "try a smaller learning rate" in capsys.readouterr().err
 
 
 def test_a_compiled_backbone_is_trained(run, monkeypatch, tmp_path):
@@ -263,79 +330,54 @@ def test_help_tells_every_flag_and_default(capsys):
     assert end.value.code == 0
     text = " ".join(capsys.readouterr().out.split())
     for field in TrainConfig.__dataclass_fields__:
-        assert config.flag(field) in text
-    assert "in pixels. (default: 3)" in text  # the recipe's shift
+        assert flag(field) in text
+    assert "in pixels [3]" in text  # the recipe's shift
+    for name, loss in LOSSES.items():
+        assert f"{name}: {loss.equation}" in text
+    assert "sphereface_plus: short for a_softmax+mhe" in text
     assert main(["--help"]) == 0
     assert "train|evaluate|embed" in capsys.readouterr().out.replace(",", "|")
 
 
 # ---- mistakes
 
+# words, and what the answer must name: what is wrong, or what is right
 TRAIN_MISTAKES = [
-    (["--epochs", "abc"], "--epochs is 'abc'; it must be a whole number; see train --help"),
-    (["--epochs"], "--epochs needs a value; see train --help"),
-    (["--epoch", "3"], "there is no flag --epoch; did you mean --epochs?"),
-    (["extra"], "'extra' is not expected here; see train --help"),
-    (["--backbone", "resnet2"], "there is no --backbone 'resnet2': did you mean 'resnet20'? known: lenet, resnet20, "),
-    (["--loss", "arcfase"], "there is no --loss 'arcfase': did you mean 'arcface'?"),
-    (["--optimizer", "x"], "there is no --optimizer 'x': known: sgd, nesterov, adamw"),
-    (["--dropout", "1"], "--dropout is 1.0; it must be at least 0 and below 1"),
-    (["--learning-rate", "nan"], "--learning-rate is nan; it must be > 0"),
-    (["--batch-size", "1"], "--batch-size is 1; it must be at least 2"),
-    (["--embedding_dim", "0"], "--embedding-dim is 0; it must be at least 2"),
-    (["--margin", "7"], "--margin is 7; for --loss arcface it must be at least 0 and below 3.142 (in radians)"),
-    (["--loss", "norm_softmax", "--margin", "0.1"], "--margin has no effect on --loss norm_softmax"),
-    (["--loss", "cosface", "--beyond-pi", "wrap"], "--beyond-pi has no effect on --loss cosface"),
-    (["--loss", "sphereface", "--beyond-pi", "linear"], "--beyond-pi linear is not defined for --loss sphereface"),
-    (["--loss", "cosface", "--gradient", "straight_through"], "--gradient has no effect on --loss cosface"),
-    (["--loss", "softmax", "--scale", "16"], "--scale has no effect on --loss softmax"),
-    (["--loss", "triplet", "--scale", "16"], "--scale has no effect on --loss triplet"),
-    (["--loss", "adacos", "--margin-warmup-epochs", "1"], "--margin-warmup-epochs has no effect on --loss adacos"),
-    (["--loss", "softmax", "--subcenters", "2"], "--subcenters has no effect on --loss softmax"),
-    (["--loss", "supcon", "--label-smoothing", "0.1"], "--label-smoothing has no effect on --loss supcon"),
-    (["--loss", "subcenter", "--subcenters", "1"], "--loss subcenter needs --subcenters of at least 2"),
-    (
-        ["--loss", "arcface+inter", "--subcenters", "2"],
-        "--subcenters 2: inter in --loss arcface+inter is defined for 1 only",
-    ),
-    (["--loss", "arcfac"], "there is no --loss 'arcfac': did you mean 'arcface'?"),
-    (
-        ["--loss", "triplet", "--margins", "0.1,0.2"],
-        "--margins has no effect on --loss triplet; its margin is an option",
-    ),
-    (["--margins", "0.3,9"], "--margins is 9; for --loss arcface it must be at least 0 and below 3.142 (in radians)"),
-    (["--classes-per-batch", "1"], "--classes-per-batch is 1; it must be 0, or at least 2 and divide --batch-size, 64"),
-    (["--classes-per-batch", "7"], "--classes-per-batch is 7; it must be 0, or at least 2 and divide --batch-size, 64"),
-    (["--classes-per-batch", "16"], "--classes-per-batch is 16, but there are only 10 classes"),
-    (["--scale", "0"], "--scale is 0.0; it must be > 0"),
-    (["--warmup-epochs", "-1"], "--warmup-epochs is -1.0; it must be at least 0"),
-    (["--learning-rate", "inf"], "--learning-rate is inf; it must be > 0 and finite"),
-    (["--lr", "x"], "there is no flag --lr; "),
-    (["--batch-size", "5000"], "--batch-size is 5000, but there are only 1438 training images"),
-    (
-        ["--backbone", "airnet"],
-        "airnet needs images of at least 9x9 pixels; these have 8x8: give a larger --image-size",
-    ),
-    (["--margins", "0.1", "--margin", "0.2"], "--margin 0.2 has no effect with --margins: leave one of them out"),
-    (["--margins", "0.1,0.10"], "--margins is '0.1,0.10'; each margin must be given once"),
-    (["--resume", "--out", "x", "--margins", "0.1"], "x is not a run directory"),
+    (["--epochs", "abc"], "--epochs is 'abc'; it must be a whole number"),
+    (["--epochs"], "--epochs needs a value"),
+    (["--epoch", "3"], "did you mean --epochs?"),
+    (["--augment"], "there is no flag --augment; see train --help"),
+    (["--m", "3"], "there is no flag --m; see train --help"),
+    (["extra"], "'extra' is not expected here"),
+    (["--backbone", "resnet2"], "'resnet20'"),
+    (["--loss", "arcfase"], "did you mean 'arcface'?"),
+    (["--loss", "arcface:0.3"], "did you mean arcface:m=0.3?"),
+    (["--optimizer", "x"], "known: sgd, nesterov, adamw"),
+    (["--dropout", "1"], "dropout is 1; it must be at least 0 and below 1"),
+    (["--lr", "nan"], "learning rate is nan; it must be finite"),
+    (["--bs", "1"], "batch size is 1; it must be at least 2"),
+    (["--wd", "-1"], "weight decay is -1"),
+    (["--embedding_dim", "0"], "embedding dim is 0"),
+    (["--margin", "7"], "m of arcface is 7; it must be at least 0 and below 3.142 (in radians)"),
+    (["--loss", "softmax", "--scale", "16.5"], "scale has no effect on softmax"),
+    (["--classes-per-batch", "16"], "only 10 classes"),
+    (["--batch-size", "5000"], "only 1438 training images"),
+    (["--backbone", "airnet"], "larger image size"),
     (["--dataset", "nope"], "no data set is called 'nope'"),
     (["--config", "/nonexistent.json"], "/nonexistent.json does not exist"),
-    (["--resume"], "--resume needs --out, a run directory or a folder of replicas"),
-    (["--resume", "--epochs", "3"], "--resume needs --out, a run directory or a folder of replicas"),
-    (["--resume", "--out", "/nonexistent"], "/nonexistent is not a run directory: it has no config.json"),
-    (["--replicas", "0"], "--replicas is 0; it must be at least 1"),
-    (["--replicas", "2", "--margins", "0.1"], "--margins and --replicas cannot be given together"),
-    (["--margins", "a,b"], "--margins is 'a,b'; it must be numbers with commas: 0.3,0.4,0.5"),
-    (["--checkpoint-every", "-1"], "--checkpoint-every is -1; it must be at least 0"),
-    (["--device", "gpu"], "--device gpu is not known: "),
+    (["--resume"], "--resume needs --out"),
+    (["--resume", "--epochs", "3"], "--resume needs --out"),
+    (["--resume", "--out", "/nonexistent"], "/nonexistent is not a run directory"),
+    (["--checkpoint-every", "-1"], "--checkpoint-every is -1"),
+    (["--device", "gpu"], "it must be cpu, cuda"),
+    (["--replicas", "2"], "there is no flag --replicas"),
 ]
 
 
 @pytest.mark.parametrize(("words", "message"), TRAIN_MISTAKES, ids=[" ".join(words) for words, _ in TRAIN_MISTAKES])
 def test_a_mistake_in_train_is_told_in_one_line(words, message, capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    assert complaint(capsys, "train", *words).startswith(message)
+    assert message in complaint(capsys, "train", *words)
     assert not list(tmp_path.iterdir())
 
 
@@ -358,8 +400,7 @@ def test_a_compiler_that_is_not_there(capsys, monkeypatch, tmp_path):
 def test_tensorboard_that_is_not_installed(capsys, monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "tensorboardX", None)
     words = [*SMALL, "--epochs", "1", "--tensorboard", "--out", str(tmp_path / "run")]
-    expected = "--tensorboard needs tensorboardX: pip install 'jax-arcface[tensorboard]'"
-    assert complaint(capsys, "train", *words) == expected
+    assert "pip install tensorboardX" in complaint(capsys, "train", *words)
     assert not list(tmp_path.iterdir())
 
 
@@ -385,57 +426,20 @@ def test_tensorboard_gets_every_number_of_every_epoch(tmp_path):
 
 
 def test_a_folder_that_is_taken(run, tmp_path, capsys):
-    assert complaint(capsys, "train", "--out", str(run)).startswith(f"--out {run} holds a run already; give another")
+    assert "holds a run already" in complaint(capsys, "train", "--out", str(run))
     (tmp_path / "file").touch()
     assert "exists and is not a run directory" in complaint(capsys, "train", "--out", str(tmp_path))
-
-
-def test_a_run_is_resumed_with_its_own_configuration_only(run, capsys):
-    words = ("train", "--resume", "--out", str(run))
-    expected = "--epochs is 3, but the run to resume has 2: leave it out, or start a new run"
-    assert complaint(capsys, *words, "--epochs", "3") == expected
-    assert complaint(capsys, *words, "--config", "x.json").startswith("--config has no effect with --resume")
-
-
-def test_a_single_run_is_not_resumed_as_a_set(run, capsys):
-    for flags in (["--replicas", "2"], ["--margins", "0.3"]):
-        expected = f"--out {run} is a single run: go on with it without {' '.join(flags)}"
-        assert complaint(capsys, "train", "--resume", "--out", str(run), *flags) == expected
-
-
-SEEDS = "--out set holds seed-2, seed-3, seed-5: give --replicas 4, or more, to go on with them"
-MARGINS = "--out set holds margin-0.25, margin-0.5: give --margins 0.25,0.5, or more, to go on with them"
-
-
-@pytest.mark.parametrize(
-    ("flags", "of_seeds", "of_margins"),
-    [
-        ("", SEEDS, MARGINS),
-        ("--replicas 3", SEEDS, MARGINS),
-        ("--margins 0.25", SEEDS, MARGINS),
-        ("--replicas 4 --seed 3", "--seed is 3, but the run to resume has 2: leave", "--seed is 3, but the run to"),
-        ("--margins 0.5,0.25 --width 2", "--width is 2.0, but the run to resume has 1.0", "--width is 2.0, but the"),
-        ("--replicas 4", "set/seed-5 was begun with --epochs 9, but what is to go on has 30: move it away", MARGINS),
-        ("--margins 0.25,0.5", SEEDS, "set/margin-0.5 was begun with --epochs 9, but what is to go on has 30"),
-    ],
-)
-def test_a_set_is_resumed_as_it_was_begun(flags, of_seeds, of_margins, capsys, monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)
-    for field, values, message in (("seed", (2, 3, 5), of_seeds), ("margin", (0.25, 0.5), of_margins)):
-        for value in values:
-            changes = {field: value} | ({"epochs": 9} if value in (5, 0.5) else {})
-            runs.create(tmp_path / "set" / f"{field}-{value}", TrainConfig(**changes))
-        runs.create(tmp_path / "set" / f"{field}-moved", TrainConfig(epochs=9))  # does not count
-        assert complaint(capsys, "train", "--resume", "--out", "set", *flags.split()).startswith(message)
-        shutil.rmtree("set")
 
 
 def test_a_run_is_not_resumed_on_other_data(run, tmp_path, capsys):
     folder = shutil.copytree(run, tmp_path / "run")
     described = json.loads((folder / "dataset.json").read_text())
     (folder / "dataset.json").write_text(json.dumps(described | {"image_shape": [9, 8, 1]}))
-    expected = f"digits has changed since {folder} began: its image_shape was [9, 8, 1] and is [8, 8, 1]"
-    assert complaint(capsys, "train", "--resume", "--out", str(folder)) == expected
+    (folder / "checkpoints" / "step_00000014.safetensors").unlink()
+    assert "its image_shape was [9, 8, 1] and is [8, 8, 1]" in complaint(
+        capsys, "train", "--resume", "--out", str(folder)
+    )
+    assert "--config has no effect" in complaint(capsys, "train", "--resume", "--out", str(run), "--config", "x.json")
 
 
 @pytest.mark.parametrize(
@@ -456,7 +460,8 @@ def test_a_configuration_file_that_is_not_one(content, message, tmp_path, capsys
 def test_mistakes_in_evaluate_and_embed(run, tmp_path, capsys):
     assert complaint(capsys, "evaluate") == "evaluate needs RUN_OR_NPZ; see evaluate --help"
     assert complaint(capsys, "embed") == "embed needs RUN and INPUT; see embed --help"
-    assert "has no config.json" in complaint(capsys, "evaluate", str(tmp_path))
+    (tmp_path / "nothing").mkdir()
+    assert "has no config.json" in complaint(capsys, "evaluate", str(tmp_path / "nothing"))
     assert complaint(capsys, "evaluate", str(tmp_path / "x.npz")).endswith("x.npz does not exist")
     np.savez(tmp_path / "y.npz", embeddings=np.zeros((1, 2)))
     assert "y.npz has no array 'labels'" in complaint(capsys, "evaluate", str(tmp_path / "y.npz"))
@@ -469,19 +474,34 @@ def test_mistakes_in_evaluate_and_embed(run, tmp_path, capsys):
     assert "digitss is not there" in complaint(capsys, "embed", str(run), "digitss")
 
 
-def test_an_unfinished_run_and_damaged_weights(run, tmp_path, capsys):
-    runs.create(tmp_path / "new", runs.read_config(run))
-    assert "it has no dataset.json" in complaint(capsys, "evaluate", str(tmp_path / "new"))
-    (tmp_path / "new" / "dataset.json").write_bytes((run / "dataset.json").read_bytes())
-    assert "its training has not ended" in complaint(capsys, "evaluate", str(tmp_path / "new"))
-    (tmp_path / "new" / "model.safetensors").write_bytes((run / "model.safetensors").read_bytes()[:-9])
-    assert "model.safetensors is not a safetensors file that can be read" in complaint(
-        capsys, "evaluate", str(tmp_path / "new")
-    )
-    checkpoint = tmp_path / "new" / "checkpoints" / "step_00000007.safetensors"
-    safetensors.numpy.save_file({".step": np.array(7)}, checkpoint)
-    message = complaint(capsys, "train", "--resume", "--out", str(tmp_path / "new"), "--device", "cpu")
-    assert "does not fit the model of" in message
+def test_damaged_runs(run, tmp_path, capsys):
+    out = shutil.copytree(run, tmp_path / "run")
+    (out / "model.safetensors").write_bytes((run / "model.safetensors").read_bytes()[:-9])
+    assert "model.safetensors is not a safetensors file" in complaint(capsys, "evaluate", str(out))
+    (out / "model.safetensors").unlink()
+    assert "training is not finished" in complaint(capsys, "evaluate", str(out))
+    checkpoint = out / "checkpoints" / "step_00000099.safetensors"
+    safetensors.numpy.save_file({"step": np.array(7)}, checkpoint)
+    assert "does not fit the model of" in complaint(capsys, "train", "--resume", "--out", str(out))
+    (out / "dataset.json").unlink()
+    assert "no dataset.json" in complaint(capsys, "evaluate", str(out))
+    assert "it holds runs, such as" in complaint(capsys, "evaluate", str(tmp_path))
+
+
+def test_images_of_another_shape(run, tmp_path, capsys, monkeypatch):
+    colours = data.Split(np.zeros((20, 9, 9, 3), np.uint8), np.arange(20, dtype=np.int32) % 2)
+    monkeypatch.setattr(data, "load", lambda *args, **kwargs: data.Dataset("cifar10", colours, colours, ("a", "b")))
+    said = complaint(capsys, "embed", str(run), "cifar10")
+    assert said == "cifar10 has images 9x9x3; the model takes 8x8x1"
+
+
+def test_a_missing_package_is_one_line(monkeypatch, capsys):
+    script = "import sys; sys.modules['torch'] = None; from torch_reference.__main__ import main; sys.exit(main({}))"
+    for words, status in ((["--help"], 0), ([], 0), (["train", "--help"], 1), (["evaluate", "x"], 1)):
+        result = subprocess.run([sys.executable, "-c", script.format(words)], capture_output=True, text=True)
+        assert result.returncode == status, words
+        assert result.stderr.count("\n") == (1 if status else 0)
+        assert ("pip install torch" in result.stderr) == bool(status)
 
 
 @pytest.mark.parametrize(
@@ -503,14 +523,6 @@ def test_arrays_that_do_not_fit(changes, message, tmp_path, capsys):
     assert message in complaint(capsys, "evaluate", str(tmp_path / "bad.npz"))
 
 
-def test_the_margins_warm_up_is_left_out_where_there_is_none(tmp_path, monkeypatch):
-    asked = []
-    monkeypatch.setattr(commands.data, "load", lambda name, *args, **kwargs: asked.append(name) or sys.exit(0))
-    with pytest.raises(SystemExit):
-        main(["train", "--loss", "norm_softmax", "--out", str(tmp_path / "run")])
-    assert asked == ["digits"]
-
-
 def test_a_place_that_cannot_be_written(run, tmp_path, capsys):
     (tmp_path / "file").touch()
     assert "cannot be written: " in complaint(capsys, "evaluate", str(run), "--out", str(tmp_path / "file"))
@@ -525,61 +537,6 @@ def test_a_second_ctrl_c_ends_at_once(monkeypatch, tmp_path, capsys):
     assert capsys.readouterr().err == "torch_reference: ended at once by Ctrl-C\n"
 
 
-def test_an_interrupted_replica_has_no_share_in_a_mean(monkeypatch, tmp_path, capsys):
-    shown = commands.Progress.on_step
-
-    def interrupted(self, epoch, number, metrics):
-        shown(self, epoch, number, metrics)
-        if (tmp_path / "runs" / "seed-1").exists():
-            os.kill(os.getpid(), signal.SIGINT)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(commands.Progress, "on_step", interrupted)
-        assert main(["train", *SMALL, "--replicas", "3", "--out", str(tmp_path / "runs")]) == 0
-    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["seed-0", "seed-1"]
-    assert "mean and standard deviation" not in capsys.readouterr().out
-
-
-@pytest.mark.parametrize("flag", ["--margins 0.1,0.2", "--replicas 2"])
-def test_a_set_ends_with_the_same_bits_however_often_it_was_interrupted(flag, monkeypatch, tmp_path, capsys):
-    at_once, out = tmp_path / "at once", tmp_path / "set"
-    new = ["train", *SMALL, "--epochs", "2", *flag.split()]
-    assert main([*new, "--out", str(at_once)]) == 0
-    told = capsys.readouterr().out
-    one, other = sorted(path.parent for path in at_once.glob("*/config.json"))
-    again = f"--resume --out {out} {flag}"
-    shown = commands.Progress.on_step
-
-    def interrupted(self, epoch, number, metrics):
-        shown(self, epoch, number, metrics)
-        if (epoch, number) == (1, 3):
-            os.kill(os.getpid(), signal.SIGINT)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(commands.Progress, "on_step", interrupted)
-        for words in ([*new, "--out", str(out)], ["train", *again.split(), "--device", "cpu"]):
-            assert main(words) == 0
-            assert capsys.readouterr().out.endswith(f"\ngo on with: {again}\n")
-    assert sorted(path.name for path in out.iterdir()) == [one.name, other.name]
-    assert main(["train", *again.split(), "--device", "cpu"]) == 0
-    said = capsys.readouterr().out
-    assert f"{out / other.name} goes on after step 10 of 14\n" in said
-    assert said[said.index("\n\n") :] == told[told.index("\n\n") :]
-    for name in ("replicas.json", f"{one.name}/model.safetensors", f"{other.name}/model.safetensors"):
-        assert (out / name).read_bytes() == (at_once / name).read_bytes()
-
-
-def test_what_has_ended_is_not_trained_again_and_seeds_are_added(run, tmp_path, capsys):
-    ended = shutil.copytree(run, tmp_path / "seed-0")
-    shutil.rmtree(ended / "checkpoints")
-    written = (ended / "model.safetensors").stat().st_mtime_ns
-    assert main(["train", "--resume", "--out", str(tmp_path), "--replicas", "2", "--device", "cpu"]) == 0
-    assert f"\n{ended} has ended\n" in capsys.readouterr().out
-    assert (ended / "model.safetensors").stat().st_mtime_ns == written
-    reached = json.loads((tmp_path / "replicas.json").read_text())
-    assert reached == {name: runs.read_metrics(tmp_path / name)[-1]["test_accuracy"] for name in ("seed-0", "seed-1")}
-
-
 def test_an_unknown_command(capsys):
     assert (
         complaint(capsys, "trian") == "there is no command 'trian': did you mean 'train'? known: train, evaluate, embed"
@@ -588,12 +545,15 @@ def test_an_unknown_command(capsys):
 
 def test_importing_is_light():
     script = (
-        "import sys, torch_reference, torch_reference.__main__, torch\n"
-        "heavy = ('jax', 'jax_arcface', 'torchvision', 'sklearn', 'matplotlib', 'PIL', 'tensorboardX')\n"
-        "print([name for name in heavy if name in sys.modules], torch.cuda.is_initialized())"
+        "import sys, torch_reference, torch_reference.__main__\n"
+        "heavy = ('torch', 'jax', 'jax_arcface', 'torchvision', 'sklearn', 'matplotlib', 'PIL', 'tensorboardX')\n"
+        "print([name for name in heavy if name in sys.modules])\n"
+        "from torch_reference import arcface\n"
+        "import torch\n"
+        "print([name for name in heavy[1:] if name in sys.modules], torch.cuda.is_initialized())\n"
     )
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert (result.stdout, result.stderr) == ("[] False\n", "")
+    assert (result.stdout, result.stderr) == ("[]\n[] False\n", "")
 
 
 KEPT = """

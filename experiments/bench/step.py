@@ -89,12 +89,12 @@ def jax_step(options: argparse.Namespace, replicas: int = 1, xla: bool = False) 
 
 def torch_step(options: argparse.Namespace, channels_last: bool = False, compile: bool = False) -> Step:
     """`options.steps` steps of `torch_reference`."""
-    import torch
-
     from torch_reference.__main__ import keep_freed_memory
     from torch_reference.data import Dataset, Split
     from torch_reference.training import fit as training
+    from torch_reference.training.batches import Batches, Images
     from torch_reference.training.config import recipe
+    from torch_reference.training.step import learning_rate, margin_growth, train_step
 
     keep_freed_memory()
     images, labels = _noise(options)
@@ -102,13 +102,21 @@ def torch_step(options: argparse.Namespace, channels_last: bool = False, compile
     config = dataclasses.replace(recipe(options.dataset), **_changes(options))
     machine = training.Machine(channels_last=channels_last, compile=compile)
     state = training.initial_state(config, dataset, machine)
-    data = training.device_data(dataset.train, images.mean((0, 1, 2)), images.std((0, 1, 2)))
-    embed = torch.compile(state.model.backbone) if compile else None
+    mean, std = images.mean((0, 1, 2)), images.std((0, 1, 2))
+    data = Images.of(dataset.train, mean, std, memory_format=machine.memory_format)
+    batches = Batches(data, config.batch_size, config.seed, config.augmentation)
 
     def step() -> float:
-        for chosen, labels in training.epoch_batches(config, data, 0):
-            chosen = chosen.contiguous(memory_format=machine.memory_format)
-            loss, _ = training.train_step(state, chosen, labels, config, options.steps, embed)
+        for chosen, labels in batches.epoch(0):
+            loss, _ = train_step(
+                state,
+                chosen,
+                labels,
+                learning_rate=learning_rate(config, state.step, options.steps),
+                margin_growth=margin_growth(config, state.step, options.steps),
+                precision=config.precision,
+                seed=config.seed,
+            )
         return loss
 
     return step

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
 from jax_arcface.data.dataset import Dataset, Split
 from jax_arcface.errors import UserError
@@ -168,4 +167,6 @@ def _inner(size: tuple[int, int], width: int, height: int) -> tuple[int, int]:
 
 def bar(items: Any, described: str, progress: bool, total: int | None = None) -> Iterable[Any]:
     """The items, with a bar on standard error if asked for."""
+    from tqdm import tqdm
+
     return tqdm(items, desc=described, unit=" images", total=total, disable=not progress)

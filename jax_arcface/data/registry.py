@@ -8,7 +8,6 @@ import os
 from pathlib import Path
 
 import numpy as np
-import platformdirs
 
 from jax_arcface.data.cache import cached, fingerprint
 from jax_arcface.data.dataset import Dataset, Split, held_out
@@ -78,7 +77,7 @@ def load(
         raise UserError(f"there is no image fit {image_fit!r}: {nearest(image_fit, FITS)}")
     if image_fit != "crop" and (name in DATASETS or image_size is None):
         raise UserError(f"the image fit {image_fit!r} has no effect " + _why_no_effect(name))
-    cache = Path(platformdirs.user_cache_dir("jax-arcface", appauthor=False) if cache_dir is None else cache_dir)
+    cache = _users_cache() if cache_dir is None else Path(cache_dir)
     if name in PUBLISHED:
         return _load_published(name, data_dir, image_size, cache, progress)
     if data_dir is not None:
@@ -111,6 +110,12 @@ def _digits() -> Dataset:
         test=Split(images[test], labels[test]),
         class_names=tuple(map(str, raw.target_names)),
     )
+
+
+def _users_cache() -> Path:
+    import platformdirs
+
+    return Path(platformdirs.user_cache_dir("jax-arcface", appauthor=False))
 
 
 def _load_published(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -34,9 +34,33 @@ def predict(
     [1, 1]
     """
     embeddings = np.asarray(embeddings)
+    find: Callable[..., ArrayLike] = _predict
+    if not {np.asarray(a).dtype.name for a in (embeddings, prototypes)} <= _HALF_AND_SINGLE:
+        find, prototypes = _predict_in_numpy, np.asarray(prototypes, np.float64)  # float32 would change the vectors
     starts = range(0, max(len(embeddings), 1), block_size)  # of no embeddings there is one block, an empty one
     blocks = [embeddings[start : start + block_size] for start in starts]
-    return np.concatenate([_predict(block, prototypes, bias) for block in blocks]).astype(np.int64)
+    return np.concatenate([find(block, prototypes, bias) for block in blocks]).astype(np.int64)
+
+
+_HALF_AND_SINGLE = {"float16", "bfloat16", "float32"}
+
+
+def _predict_in_numpy(embeddings: np.ndarray, prototypes: np.ndarray, bias: ArrayLike | None) -> np.ndarray:
+    """`_predict` in float64, for float64 vectors and integers of any size."""
+    embeddings = embeddings.astype(np.float64)
+    if bias is not None:
+        return np.argmax(embeddings @ prototypes.T + np.asarray(bias, np.float64), axis=-1)
+    one, other = _units(embeddings), _units(prototypes)
+    found = one @ other.reshape(-1, other.shape[-1]).T
+    return np.argmax(found.reshape(len(one), len(other), -1).max(axis=-1), axis=-1)
+
+
+def _units(vectors: np.ndarray) -> np.ndarray:
+    """Vectors divided by their lengths, however long they are; zero stays zero."""
+    largest = np.abs(vectors).max(axis=-1, keepdims=True)
+    vectors = vectors / np.where(largest > 0, largest, 1)
+    length = np.sqrt((vectors**2).sum(axis=-1, keepdims=True))
+    return vectors / np.where(length > 0, length, 1)
 
 
 @jax.jit

@@ -124,8 +124,8 @@ def load_model(run: str | Path) -> Model:
       UserError: no run directory, one whose training has not ended, or files that do not fit each other.
     """
     run = Path(run)
-    config, dataset = (files.read_json(run / name) for name in ("config.json", "dataset.json"))
-    values = files.read_safetensors(run / "model.safetensors")
+    config, dataset = files.read_json(run / "config.json"), files.read_dataset(run / "dataset.json")
+    values = files.read_safetensors(run / "model.safetensors", "f")
     try:
         shape = tuple(dataset["image_shape"])
         backbone = nnx.eval_shape(
@@ -151,5 +151,5 @@ def load_model(run: str | Path) -> Model:
             np.array(dataset["mean"]),
             np.array(dataset["std"]),
         )
-    except (KeyError, TypeError, ValueError) as error:
+    except (ArithmeticError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{run} does not hold a model that fits its config.json and dataset.json: {error}") from None

@@ -25,6 +25,7 @@ from torch_reference import data as torch_data
 from torch_reference import evaluation as torch_evaluation
 from torch_reference.cli import commands as torch_commands
 from torch_reference.losses.margins import Margin as TorchMargin
+from torch_reference.models import trained as torch_trained
 from torch_reference.training import config as torch_config
 
 _SMALL: dict[str, Any] = {"width": 0.25, "embedding_dim": 16, "warmup_epochs": 0.5}
@@ -65,8 +66,8 @@ def predictions(run: Path) -> tuple[np.ndarray, np.ndarray]:
     """Predictions for every test image of digits by the model of a run, as each program loads it."""
     model = jax_load_model(run)
     here = model.predict(jax_data.load("digits").test.images)
-    twin = torch_commands.load_model(run)
-    there = torch_evaluation.predict(twin.embed(torch_data.load("digits").test), twin.prototypes)
+    twin = torch_trained.load_model(run)
+    there = twin.predict(torch_data.load("digits").test.images)
     return here, np.asarray(there)
 
 
@@ -79,7 +80,7 @@ def _exchanged(trained_by: int) -> Iterator[Difference]:
 def _embeddings(trained_by: int) -> Iterator[Difference]:
     run = runs().pair[trained_by]
     here = jax_load_model(run).embed(jax_data.load("digits").test.images)
-    there = torch_commands.load_model(run).embed(torch_data.load("digits").test)
+    there = torch_trained.load_model(run).embed(torch_data.load("digits").test.images)
     yield difference("embeddings", here, np.asarray(there))
 
 

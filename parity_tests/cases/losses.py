@@ -343,7 +343,15 @@ _FUNCTIONS: dict[str, tuple[str, Callable[[str], Iterator[Difference]]]] = {
 
 CASES = [
     *(
-        Case(what, "losses", dtype, **bound_of(dtype), measure=functools.partial(measure, dtype), covers=(name,))
+        Case(
+            what,
+            "losses",
+            dtype,
+            **bound_of(dtype),
+            measure=functools.partial(measure, dtype),
+            covers=(name,),
+            slow=dtype == "float32",
+        )
         for dtype in ("float64", "float32")
         for name, (what, measure) in _FUNCTIONS.items()
     ),
@@ -355,6 +363,7 @@ CASES = [
             **bound_of(dtype),
             measure=functools.partial(_margin_losses, short, policy, gradient, dtype),
             covers=(name,),
+            slow=dtype == "float32",
         )
         for dtype, (short, name, what), policy, gradient in itertools.product(
             ("float64", "float32"),

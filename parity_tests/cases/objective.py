@@ -16,7 +16,6 @@ from parity_tests.cases import Case, bound_of
 from parity_tests.cases.losses import CLASSES, DIM, SCALE, batch
 from parity_tests.compare import Difference, compare
 from torch_reference.losses import registry as torch_objective
-from torch_reference.losses.margins import Margin as TorchMargin
 
 # the second is late, so that a lambda that is annealed has come to its last value
 STEPS = (1, 10_000)
@@ -102,34 +101,21 @@ def jax_steps(text: str, policy: str = "wrap") -> Callable[..., dict[str, Any]]:
     return steps
 
 
-def _torch_settings(objective: Any, policy: str) -> dict[str, Any]:
-    """The same for `torch_reference`."""
-    takes = objective.takes
-    return {
-        "scale": SCALE,
-        "label_smoothing": 0.1 if "label_smoothing" in takes else 0.0,
-        "growth": GROWN if "margin_warmup_epochs" in takes else 1.0,
-        "beyond_pi": policy if "beyond_pi" in takes else "monotone",
-    }
-
-
 def torch_steps(text: str, policy: str = "wrap") -> Callable[..., dict[str, Any]]:
     """What `torch_reference` makes of it."""
-    objective = torch_objective.parse(text)
-    margin = objective.margin(policy if "beyond_pi" in objective.takes else "monotone") or TorchMargin()
-    margin = margin.grown(GROWN)
+    beside = {"scale": SCALE, "label_smoothing": 0.1, "beyond_pi": policy}
 
     def steps(x, w, bias, centers, normal, labels):
-        inputs = torch_objective.Inputs(
-            x, labels, w, bias, centers, margin, normal=normal, **_torch_settings(objective, policy)
-        )
-        states = torch_objective.initial_states(objective, CLASSES, DIM)
-        states = {name: {key: value.to(x.dtype) for key, value in state.items()} for name, state in states.items()}
+        objective = torch_objective.parse(text, defaults=beside)
+        objective.build(CLASSES, DIM)
+        objective.to(x.dtype)
+        batch = torch_objective.Batch(x, labels, w, bias, centers, normal=normal)
         outputs = {}
         for number, step in enumerate(STEPS):
-            inputs = inputs._replace(embeddings=x * (1 + 0.5 * number), step=step)
-            outputs[f"loss {number}"], states = torch_objective.total_loss(objective, inputs, states)
-        return outputs | {f"{name}.{key}": value for name, state in states.items() for key, value in state.items()}
+            batch = batch._replace(embeddings=x * (1 + 0.5 * number), step=step)
+            outputs[f"loss {number}"] = objective(batch, GROWN)
+        states = {f"{term.name}.{key}": value for _, term in objective for key, value in term.named_buffers()}
+        return outputs | states
 
     return steps
 
@@ -140,6 +126,7 @@ def _measured(text: str, subcenters: int, dtype: str, policy: str = "wrap") -> I
 
 
 CASES = [
+    # each loss and each word of its options in float64 in every run; the rest takes a minute and a half
     *(
         Case(
             f"loss {text}",
@@ -148,6 +135,7 @@ CASES = [
             **bound_of(dtype),
             measure=functools.partial(_measured, text, 1, dtype),
             slow=dtype == "float32",
+            covers=tuple(torch_objective.parse(text).names),
         )
         for dtype in ("float64", "float32")
         for text in words()
@@ -160,12 +148,13 @@ CASES = [
             "float64",
             1e-12,
             functools.partial(_measured, text, 3, "float64"),
+            slow=True,
         )
         for text, entry in LOSSES.items()
         if "subcenters" in entry.options
     ),
     *(
-        Case(f"loss {text}", "objective", "float64", 1e-12, functools.partial(_measured, text, 1, "float64"))
+        Case(f"loss {text}", "objective", "float64", 1e-12, functools.partial(_measured, text, 1, "float64"), slow=True)
         for text in changed_words()
     ),
     # those of a margin softmax are in `cases/losses.py`
@@ -176,6 +165,7 @@ CASES = [
             "float64",
             1e-12,
             functools.partial(_measured, name, 1, "float64", policy),
+            slow=True,
         )
         for name, entry in LOSSES.items()
         if "beyond_pi" in entry.options and "gradient" not in entry.options

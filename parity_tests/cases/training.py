@@ -20,7 +20,8 @@ from jax_arcface.training.step import grown
 from parity_tests.cases import Case
 from parity_tests.compare import Difference, difference, differences
 from torch_reference.training import config as torch_config
-from torch_reference.training import fit as torch_training
+from torch_reference.training import state as torch_state
+from torch_reference.training import step as torch_step
 
 STEPS = 100
 _LOSSES = ("norm_softmax", "sphereface", "cosface", "arcface")
@@ -66,15 +67,15 @@ def torch_optimised(fields: dict[str, Any], dtype: str) -> dict[str, np.ndarray]
     """The same by `torch_reference`, the optimiser driven as `train_step` drives it."""
     config = torch_config.TrainConfig(**fields)
     model = nn.ParameterDict({n: nn.Parameter(torch.tensor(v.astype(dtype))) for n, v in _start().items()})
-    optimizer = torch_training.make_optimizer(config, model)
+    optimizer = torch_state.make_optimizer(config, model)
     seen: dict[str, list[np.ndarray]] = {name: [] for name in _SHAPES}
     for number, gradients in enumerate(_stream()):
         for name, parameter in model.items():
             parameter.grad = torch.tensor(gradients[name].astype(dtype))
         if config.clip_norm > 0:
-            torch_training.clip_gradients(model.parameters(), config.clip_norm)
+            torch_step.clip_gradients(model.parameters(), config.clip_norm)
         for group in optimizer.param_groups:
-            group["lr"] = torch_training.learning_rate(config, number, _PER_EPOCH)
+            group["lr"] = torch_step.learning_rate(config, number, _PER_EPOCH)
         optimizer.step()
         for name, parameter in model.items():
             seen[name].append(parameter.detach().numpy().copy())
@@ -93,7 +94,7 @@ def _schedule(schedule: str) -> Iterator[Difference]:
             rate = learning_rate_schedule(jax_config.TrainConfig(**fields), _PER_EPOCH)
             here = np.asarray(rate(jnp.arange(STEPS)))
         config = torch_config.TrainConfig(**fields)
-        there = np.array([torch_training.learning_rate(config, t, _PER_EPOCH) for t in range(STEPS)])
+        there = np.array([torch_step.learning_rate(config, t, _PER_EPOCH) for t in range(STEPS)])
         yield difference(f"warm-up of {warmup} epochs: learning rate", here, there)
 
 
@@ -101,9 +102,7 @@ def _margin_warmup(loss: str) -> Iterator[Difference]:
     # norm_softmax has no margin to grow
     for epochs in (0.0,) if loss == "norm_softmax" else (0.0, 0.35, 3.0):
         fields: dict[str, Any] = {"loss": loss, "margin_warmup_epochs": epochs}
-        there = [
-            torch_training.warmed_up_margin(torch_config.TrainConfig(**fields), t, _PER_EPOCH) for t in range(STEPS)
-        ]
+        there = [_grown(torch_config.TrainConfig(**fields), t) for t in range(STEPS)]
         with jax.enable_x64(True):
             share = grown(jnp.arange(STEPS), round(epochs * _PER_EPOCH))
             margins = jax_config.TrainConfig(**fields).objective.grown(share).margins
@@ -111,7 +110,20 @@ def _margin_warmup(loss: str) -> Iterator[Difference]:
             found = neutral | dict(zip([_MARGINS[loss]] if margins else [], margins.values(), strict=True))
             for name, value in found.items():
                 here = np.broadcast_to(np.asarray(value, np.float64), STEPS)
-                yield difference(f"{epochs} epochs: {name}", here, np.array([float(getattr(m, name)) for m in there]))
+                yield difference(
+                    f"{epochs} epochs: {name}", here, np.array([m.get(name, neutral[name]) for m in there])
+                )
+
+
+def _grown(config: torch_config.TrainConfig, step: int) -> dict[str, float]:
+    """The margin of a step, by its name in `Margin`, as a loss of `torch_reference` sees it."""
+    term = config.objective.classifier
+    assert term is not None
+    if "m" not in term.options:
+        return {}
+    growth = torch_step.margin_growth(config, step, _PER_EPOCH)
+    field = {"sphereface": "m1", "arcface": "m2", "cosface": "m3"}[term.name]
+    return {field: float(term.loss.options["m"].at(term.options["m"], growth))}
 
 
 CASES = [

@@ -132,6 +132,7 @@ CASES = [
             "float64",
             training.bound,
             functools.partial(measure, name, "float64", training.steps, False),
+            slow=name != "digits",
         )
         for name, training in TRAININGS.items()
         for what, measure in _PARTS

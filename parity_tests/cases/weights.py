@@ -22,8 +22,8 @@ def _initial(fields: dict[str, Any]) -> Iterator[Difference]:
     # twice their size: airnet needs 9x9 pixels
     here, there = jax_data.load("digits", image_size=16), torch_data.load("digits", image_size=16)
     found = jax_training.initial_weights(jax_config.TrainConfig(**fields), here)
-    model = torch_training.initial_model(torch_config.TrainConfig(**fields), there)
-    yield from differences(found, torch_weights.to_arrays(model))
+    state = torch_training.initial_state(torch_config.TrainConfig(**fields), there)
+    yield from differences(found, torch_weights.to_arrays(state.model))
 
 
 CASES = [
@@ -38,5 +38,5 @@ CASES = [
         ),
         unit="exact",
     )
-    for name, seed, subcenters in (*((name, 5, 1) for name in torch_backbones.NAMES), ("lenet", 0, 3))
+    for name, seed, subcenters in (*((name, 5, 1) for name in torch_backbones.BACKBONES), ("lenet", 0, 3))
 ]

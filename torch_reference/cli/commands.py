@@ -9,7 +9,7 @@ import os
 import re
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +20,25 @@ from torch_reference import data
 from torch_reference.cli import runs
 from torch_reference.cli.figures import draw_embeddings
 from torch_reference.cli.progress import Progress, event_writer
-from torch_reference.errors import UserError, nearest
-from torch_reference.evaluation import accuracy, mean_loss, predict
+from torch_reference.errors import UserError
+from torch_reference.evaluation import accuracy
+from torch_reference.files import read_npz
 from torch_reference.models import weights
-from torch_reference.training import fit as training
-from torch_reference.training.config import TrainConfig, changed_field, flag, option
-from torch_reference.training.fit import Classifier, Machine
+from torch_reference.models.heads import Head
+from torch_reference.models.trained import Model, load_model
+from torch_reference.training.config import TrainConfig, option
+from torch_reference.training.fit import Machine, check_fit, fit_config, initial_state
+from torch_reference.training.state import TrainState
+from torch_reference.training.step import learning_rate
 
 DEVICES = ("cpu", "cuda", "mps")
-_DEVICE_HELP = "Where to compute: cpu, cuda or mps; the default is cuda where there is one, else cpu."
+_DEVICE_HELP = "where to compute: cpu, cuda or mps; by default cuda where there is one, else cpu"
+INTERRUPTED = 130  # the exit status
+
+
+def _argument(name: str, help: str) -> Any:
+    """A field that is a positional argument."""
+    return dataclasses.field(metadata={"positional": name, "help": help})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,128 +46,91 @@ class TrainOptions:
     """Trains a model and writes a run directory: config, metrics, checkpoints, weights, test embeddings."""
 
     training: TrainConfig = dataclasses.field(default_factory=TrainConfig)
-    config: Path | None = dataclasses.field(
-        default=None,
-        metadata={"help": "JSON file with configuration fields, such as an old run's config.json; flags override it."},
+    config: Path | None = option(  # noqa: RUF009
+        None, "run", "JSON file with configuration fields, such as an old run's config.json; flags override it"
     )
-    out: Path | None = dataclasses.field(
-        default=None, metadata={"help": "Run directory; the default is a new one, runs/DATE-TIME-DATASET-LOSS."}
-    )
-    checkpoint_every: int = option(
-        1, "Epochs between two checkpoints, of which the latest is kept; 0 writes none but at Ctrl-C."
+    out: Path | None = option(  # noqa: RUF009
+        None, "run", "run directory; by default a new one, runs/DATE-TIME-DATASET-LOSS"
     )
     resume: bool = option(
-        False,
-        "Go on with the run in --out from its latest checkpoint; with --replicas or --margins, with all runs there.",
+        False, "run", "go on with the run in --out from its latest checkpoint; with --epochs N, to N epochs"
     )
-    replicas: int = option(1, "Trains this many seeds, from --seed on, and tells mean and standard deviation.")
-    margins: str = option(
-        "", "Trains one model for each of these margins, such as 0.3,0.4,0.5 (in the unit of --margin)."
+    checkpoint_every: int = option(
+        1, "run", "epochs between two checkpoints, of which the latest is kept; 0 writes none but at Ctrl-C"
     )
-    tensorboard: bool = option(False, "Writes TensorBoard events into the run directory.")
-    device: str | None = option(None, _DEVICE_HELP)
-    channels_last: bool = option(
-        False, "Lays images out channel by channel within a pixel, which some convolutions are faster on."
-    )
-    compile: bool = option(False, "Compiles the backbone with torch.compile (needs a C++ compiler on a CPU).")
-    deterministic: bool = option(
-        False, "Uses deterministic algorithms only, so that a CUDA device too gives the same bits every time."
-    )
+    tensorboard: bool = option(False, "run", "write TensorBoard events into the run directory")
+    device: str | None = option(None, "run", _DEVICE_HELP)
+    channels_last: bool = option(False, "run", "lay images out channel by channel, which some convolutions like")
+    compile: bool = option(False, "run", "compile the backbone (needs a C++ compiler on a CPU)")
+    deterministic: bool = option(False, "run", "deterministic algorithms only: the same bits on a GPU too")
 
 
 @dataclasses.dataclass(frozen=True)
 class EvaluateOptions:
-    """Prints a run's accuracy, and its loss if that is a margin softmax alone, or the accuracy of an .npz file.
+    """Prints the accuracy of a run, or of embeddings in an .npz file, and writes it as JSON beside them.
 
-    Writes evaluation.json.
+    The loss, with the whole margin, is printed where the run's loss is one classification loss without a memory.
     """
 
-    run_or_npz: Path = dataclasses.field(
-        metadata={
-            "positional": "RUN_OR_NPZ",
-            "help": "A run directory, or an .npz file with embeddings [N, D], labels [N] and prototypes [C, D] "
-            "(and a bias [C]).",
-        }
+    run_or_npz: Path = _argument(  # noqa: RUF009
+        "RUN_OR_NPZ",
+        "run directory, or .npz file with embeddings [N, D], labels [N], prototypes [C, D] (and a bias [C])",
     )
-    out: Path | None = dataclasses.field(
-        default=None,
-        metadata={"help": "Folder for evaluation.json; the default is the run directory, or the .npz file's folder."},
+    out: Path | None = option(  # noqa: RUF009
+        None, "options", "folder for the JSON file; by default the run's or the .npz file's"
     )
-    split: str = option("test", "Which split of the run's data set: test or train.")
-    data_dir: str | None = option(None, "Folder with the data set's files; the default is that of the training.")
-    device: str | None = option(None, _DEVICE_HELP)
+    split: str = option("test", "options", "split of the run's data set", choices=("test", "train"))
+    data_dir: str | None = option(None, "options", "folder with the data set's files; by default that of the training")
+    device: str | None = option(None, "options", _DEVICE_HELP)
 
 
 @dataclasses.dataclass(frozen=True)
 class EmbedOptions:
-    """Writes the embeddings of a data set or of image files as an .npz file."""
+    """Writes embeddings and predictions of a data set or of image files as an .npz file."""
 
-    run: Path = dataclasses.field(metadata={"positional": "RUN", "help": "A run directory."})
-    input: str = dataclasses.field(
-        metadata={
-            "positional": "INPUT",
-            "help": "A data set's name, an image file, or a folder of images (of class folders too).",
-        }
+    run: Path = _argument("RUN", "run directory")  # noqa: RUF009
+    input: str = _argument("INPUT", "a data set's name, an image file, or a folder of images")
+    out: Path | None = option(  # noqa: RUF009
+        None,
+        "options",
+        ".npz file to write: embeddings [N, D], predictions [N], prototypes [C, D] (a bias [C] with softmax), "
+        "class_names [C], and labels [N] or files [N]; by default RUN/embedded-INPUT.npz",
     )
-    out: Path = dataclasses.field(
-        default=Path("embeddings.npz"),
-        metadata={
-            "help": "The .npz file to write: embeddings [N, D], predictions [N], prototypes [C, D] (a bias [C] with "
-            "softmax), class_names [C], and labels [N] or files [N] where known."
-        },
-    )
-    split: str = option("test", "Which split of a data set: test or train.")
-    data_dir: str | None = option(None, "Folder with the data set's files.")
-    device: str | None = option(None, _DEVICE_HELP)
+    split: str = option("test", "options", "split of a data set", choices=("test", "train"))
+    data_dir: str | None = option(None, "options", "folder with the data set's files")
+    device: str | None = option(None, "options", _DEVICE_HELP)
 
 
 # ---- train
 
 
-def train(options: TrainOptions) -> None:
-    """Trains one model, or several replicas one after the other, and says what came out."""
-    config = options.training
+def train(options: TrainOptions) -> int:
+    """Trains a model and says what came out; returns the exit status."""
+    config, out = options.training, options.out
     if options.checkpoint_every < 0:
         raise UserError(f"--checkpoint-every is {options.checkpoint_every}; it must be at least 0")
-    begun = _runs_to_resume(options)
-    replicas = _replicas(options)
+    if options.resume and out is None:
+        raise UserError("--resume needs --out, the run directory")
     machine = Machine(_device(options.device), options.channels_last, options.compile)
-    out = options.out or _new_folder(config)
-    is_set = len(replicas) > 1 or bool(begun.keys() - {out})
-    members = {out / name if is_set else out: member for name, member in replicas.items()}
-    _check_members(out, begun, members)
-    for directory in members:
-        if directory not in begun:
-            runs.check_free(directory)
-    if not begun:
+    out = out or _new_folder(config)
+    resumes = options.resume and runs.is_run(out)
+    if not resumes:
         runs.check_free(out)
     if options.tensorboard:
         event_writer()
     if machine.compile:
         _check_compiler(machine.device)
     dataset = data.load(config.dataset, config.data_dir, image_size=config.image_size, image_fit=config.image_fit)
-    # what `fit` would say too, but before there is a run directory
-    training.check_fit(config, dataset)
-    Classifier(config, dataset.image_shape, dataset.num_classes)
+    check_fit(config, dataset)  # before there is a run directory
     print(
         f"{config.loss} on {dataset.name}: {len(dataset.train.labels):,} training and "
         f"{len(dataset.test.labels):,} test images {'x'.join(map(str, dataset.image_shape))}, "
-        f"{dataset.num_classes} classes; {config.backbone}, "
-        f"{config.epochs} {'epochs' if config.epochs > 1 else 'epoch'} on {machine.device}"
+        f"{dataset.num_classes} classes; {config.backbone}, epochs: {config.epochs}, device: {machine.device}"
     )
-    results: dict[Path, float] = {}
-    with _interruptible() as stop, _deterministic(options.deterministic):
-        for directory, member in members.items():
-            name = f"{directory.name}  " if is_set else ""
-            its_options = dataclasses.replace(options, resume=directory in begun)
-            reached = _train_one(member, directory, dataset, its_options, machine, stop, name)
-            if stop():
-                if is_set:
-                    print(f"go on with: --resume --out {out} {_flag_of_set(options)}")
-                return
-            results[directory] = reached
-    if is_set:
-        _summarise(results, out, seeds=not options.margins)
+    if not resumes:
+        runs.create(out, config, dataset)
+    with runs.locked(out), _interruptible() as stop, _deterministic(options.deterministic):
+        return _train(config, out, dataset, options, machine, stop, resumes)
 
 
 def _new_folder(config: TrainConfig) -> Path:
@@ -167,181 +140,108 @@ def _new_folder(config: TrainConfig) -> Path:
     return next(path for path in (Path("runs") / name for name in names) if not path.exists())
 
 
-def _replicas(options: TrainOptions) -> dict[str, TrainConfig]:
-    config = options.training
-    if options.margins and options.replicas != 1:
-        raise UserError("--margins and --replicas cannot be given together")
-    if options.margins and config.margin is not None:
-        raise UserError(f"--margin {config.margin:g} has no effect with --margins: leave one of them out")
-    if options.margins:
-        try:
-            margins = [float(word) for word in options.margins.split(",")]
-        except ValueError:
-            raise UserError(f"--margins is {options.margins!r}; it must be numbers with commas: 0.3,0.4,0.5") from None
-        if len({f"{margin:g}" for margin in margins}) < len(margins):
-            raise UserError(f"--margins is {options.margins!r}; each margin must be given once")
-        try:
-            return {f"margin-{margin:g}": dataclasses.replace(config, margin=margin) for margin in margins}
-        except UserError as error:
-            raise UserError(str(error).replace("--margin", "--margins")) from None
-    if options.replicas < 1:
-        raise UserError(f"--replicas is {options.replicas}; it must be at least 1")
-    seeds = range(config.seed, config.seed + options.replicas)
-    return {f"seed-{seed}": dataclasses.replace(config, seed=seed) for seed in seeds}
-
-
-def _flag_of_set(options: TrainOptions) -> str:
-    """How `options` ask for a set of runs."""
-    if options.margins:
-        return "--margins " + "".join(options.margins.split())
-    return f"--replicas {options.replicas}"
-
-
-def _runs_to_resume(options: TrainOptions) -> dict[Path, TrainConfig]:
-    """What --resume finds in --out, by directory: a single run, or those of a set that were begun.
-
-    Raises:
-      UserError: a single run where a set is asked for, or a set that is asked for otherwise.
-    """
-    if not options.resume:
-        return {}
-    if options.out is None:
-        raise UserError("--resume needs --out, a run directory or a folder of replicas")
-    wanted = "margin" if options.margins else "seed" if options.replicas != 1 else None
-    found = runs.read_replicas(options.out)
-    if not found and wanted:
-        raise UserError(f"--out {options.out} is a single run: go on with it without {_flag_of_set(options)}")
-    if not found:
-        return {options.out: runs.read_config(options.out)}
-    directories = {options.out / name: config for name, config in found.items()}
-    if {name.partition("-")[0] for name in found} != {wanted}:
-        raise _of_another_set(options.out, directories)
-    return directories
-
-
-def _check_members(out: Path, begun: Mapping[Path, TrainConfig], members: Mapping[Path, TrainConfig]) -> None:
-    """Raises UserError for a run that was begun and is no member of the set, or is configured otherwise."""
-    for directory, config in begun.items():
-        if directory not in members:
-            raise _of_another_set(out, begun)
-        if name := changed_field(config, members[directory]):
-            was, asked = getattr(config, name), getattr(members[directory], name)
-            raise UserError(
-                f"{directory} was begun with {flag(name)} {was}, but what is to go on has {asked}: move it away, or "
-                "start anew in another folder"
-            )
-
-
-def _of_another_set(out: Path, begun: Mapping[Path, TrainConfig]) -> UserError:
-    """Names the runs of the set, and how to ask for them."""
-    names = [directory.name for directory in begun]
-    if names[0].startswith("margin-"):
-        right = "--margins " + ",".join(str(config.margin) for config in begun.values())
-    else:
-        seeds = [config.seed for config in begun.values()]
-        right = f"--replicas {max(2, 1 + max(seeds) - min(seeds))}"
-    return UserError(f"--out {out} holds {', '.join(names)}: give {right}, or more, to go on with them")
-
-
-def _train_one(
+def _train(
     config: TrainConfig,
     run: Path,
     dataset: data.Dataset,
     options: TrainOptions,
     machine: Machine,
     stop: Callable[[], bool],
-    name: str,
-) -> float:
-    """Trains one model, and writes what it leaves behind; gives its test accuracy."""
-    described = (dataset, *data.channel_statistics(dataset.train.images))
-    if options.resume:
-        runs.check_dataset(run, *described)
-        state = training.initial_state(config, dataset, machine)
+    resumes: bool,
+) -> int:
+    """Trains in a run directory, from its checkpoint if there is one."""
+    state = initial_state(config, dataset, machine)
+    per_epoch = len(dataset.train.labels) // config.batch_size
+    total = config.epochs * per_epoch
+    records: list[dict[str, Any]] = []
+    if resumes:
+        runs.check_dataset(run, dataset)
         runs.read_checkpoint(run, state.load_arrays)
+        before = runs.read_config(run)
+        _say_how_it_goes_on(run, state, config, before, per_epoch)
+        if state.step >= total and (run / "model.safetensors").exists():
+            return 0
+        if config != before:
+            runs.write_json(run / "config.json", dataclasses.asdict(config))
         records = [record for record in runs.read_metrics(run) if record["step"] <= state.step]
-    else:
-        runs.create(run, config)
-        runs.write_dataset(run, *described)
-        state, records = training.initial_state(config, dataset, machine), []
-    steps_per_epoch = len(dataset.train.labels) // config.batch_size
-    if options.resume:
-        before = None if state.step else _accuracy_of_ended(run, config)
-        if before is not None:
-            print(f"{run} has ended")
-            return before
-        begun = f"goes on after step {state.step} of {config.epochs * steps_per_epoch}"
-        print(f"{run} {begun if state.step else 'has no checkpoint and begins anew'}")
+    _say_warmups(config)
+    if options.tensorboard:
+        print(f"TensorBoard: tensorboard --logdir {run}")
     progress = Progress(
         run,
         records,
         epochs=config.epochs,
-        steps_per_epoch=steps_per_epoch,
+        steps_per_epoch=per_epoch,
         checkpoint_every=options.checkpoint_every,
         tensorboard=options.tensorboard,
         start=state.step,
-        name=name,
     )
-    start = time.perf_counter()
+    began = time.perf_counter()
     try:
-        training.fit(config, dataset, state, progress, stop, machine)
+        fit_config(config, dataset, state=state, reporter=progress, stop=stop, machine=machine)
     finally:
         progress.close()
-    seconds = time.perf_counter() - start
-    if state.step < config.epochs * steps_per_epoch:
+    if state.step < total:
         runs.write_checkpoint(run, state.step, state.to_arrays())
-        stopped = f"stopped after {state.step} of {config.epochs * steps_per_epoch} steps"
-        print(stopped if name else f"{stopped}; go on with: --resume --out {run}")
-    return _finish(run, state, dataset, machine, seconds)
+        print(f"stopped after {state.step} of {total} steps; go on with: train --resume --out {run}")
+        return INTERRUPTED
+    _finish(run, config, state, dataset, machine, time.perf_counter() - began)
+    return 0
 
 
-def _accuracy_of_ended(run: Path, config: TrainConfig) -> float | None:
-    """What a run reached on the test split in its last epoch, by its embeddings; None before that."""
-    path = run / "embeddings.npz"
-    if path.exists() and any(record.get("epoch") == config.epochs for record in runs.read_metrics(run)):
-        return accuracy(**runs.read_npz(path, ("embeddings", "prototypes", "labels"), optional=("bias",)))
-    return None
+def _say_how_it_goes_on(run: Path, state: TrainState, config: TrainConfig, before: TrainConfig, per_epoch: int) -> None:
+    """Says where a resumed run stands, and what more epochs mean for its learning rate."""
+    total = config.epochs * per_epoch
+    if state.step >= total:
+        print(f"{run} is finished, after {config.epochs} epochs; go on with --epochs and a larger number")
+        return
+    print(f"{run} goes on after step {state.step} of {total}" if state.step else f"{run} begins anew: no checkpoint")
+    if config.epochs != before.epochs and state.step:
+        was = learning_rate(before, state.step - 1, per_epoch)
+        rate = learning_rate(config, state.step, per_epoch)
+        print(
+            f"the {config.schedule} schedule now spans {config.epochs} epochs instead of {before.epochs}: the learning "
+            f"rate goes on at {rate:.3g}, after {was:.3g} in the last step"
+        )
 
 
-def _finish(run: Path, state: training.TrainState, dataset: data.Dataset, machine: Machine, seconds: float) -> float:
+def _say_warmups(config: TrainConfig) -> None:
+    """Says where a warm-up does not end, or takes a good part of the training."""
+    for field, what in (("warmup_epochs", "the learning rate"), ("margin_warmup_epochs", "the margin")):
+        epochs = getattr(config, field)
+        if epochs and config.epochs and epochs >= config.epochs / 4:
+            rises = "rises over" if epochs < config.epochs else "does not reach its value, since it rises over"
+            print(f"{what} {rises} {epochs:g} of {config.epochs} epochs")
+
+
+def _finish(
+    run: Path, config: TrainConfig, state: TrainState, dataset: data.Dataset, machine: Machine, seconds: float
+) -> None:
     """Writes what a training leaves behind, and says where and how good it is."""
     runs.write_weights(run, weights.to_arrays(state.model))
     model = load_model(run, machine.device)
-    embeddings, labels = model.embed(dataset.test), dataset.test.labels
-    names = np.array(dataset.class_names)
+    embeddings, labels = model.embed(dataset.test.images), dataset.test.labels
     runs.write_npz(
         run / "embeddings.npz",
         embeddings=embeddings,
         labels=labels,
-        class_names=names,
+        class_names=np.array(dataset.class_names),
         **model.classes,
     )
-    result = accuracy(embeddings, labels=labels, **model.classes)
-    print(f"test accuracy {100 * result:.2f} %  ({len(labels):,} images; trained in {seconds:.1f} s)")
+    reached = accuracy(embeddings, labels=labels, **model.classes)
+    print(f"test accuracy {100 * reached:.2f} %  ({len(labels):,} images; trained in {seconds:.1f} s)")
     print(f"run directory {run}")
     try:
-        draw_embeddings(run / "embeddings.png", embeddings, labels, model.prototypes, dataset.class_names)
+        title = f"{dataset.name}, {config.loss}: test accuracy {100 * reached:.2f} %"
+        draw_embeddings(run / "embeddings.png", embeddings, labels, dataset.class_names, title, **model.classes)
         print(f"picture       {run / 'embeddings.png'}")
     except ImportError:
         print("no picture: it needs matplotlib (pip install matplotlib)")
-    return result
-
-
-def _summarise(results: Mapping[Path, float], out: Path, seeds: bool) -> None:
-    print()
-    if seeds and len(results) > 1:
-        values = 100 * np.array(list(results.values()))
-        print(
-            f"test accuracy {values.mean():.2f} +- {values.std(ddof=1):.2f} % "
-            f"(mean and standard deviation of {len(values)})"
-        )
-    for path, value in results.items():
-        print(f"  {path.name:<12} {100 * value:.2f} %")
-    runs.write_json(out / "replicas.json", {path.name: value for path, value in results.items()})
 
 
 @contextlib.contextmanager
 def _interruptible() -> Iterator[Callable[[], bool]]:
-    """Gives a function that tells whether Ctrl-C was pressed; a second Ctrl-C ends the program at once."""
+    """Yields a function that says whether Ctrl-C was pressed; a second Ctrl-C ends the program at once."""
     pressed: list[int] = []
 
     def handler(number: int, frame: Any) -> None:
@@ -386,7 +286,7 @@ def _device(name: str | None) -> str:
     if name is None:
         name = "cuda" if available["cuda"] else "cpu"
     if name not in available:
-        raise UserError(f"--device {name} is not known: {nearest(name, DEVICES)}")
+        raise UserError(f"--device is {name!r}; it must be cpu, cuda (an NVIDIA GPU) or mps (an Apple one)")
     if not available[name]:
         there = ", ".join(device for device in DEVICES if available[device])
         raise UserError(f"--device {name} is not there: this PyTorch finds {there}")
@@ -397,123 +297,103 @@ def _device(name: str | None) -> str:
 # ---- evaluate and embed
 
 
-@dataclasses.dataclass(frozen=True)
-class Model:
-    """A trained model.
-
-    Args:
-      config: how it was trained.
-      image_shape: (H, W, C) of the images that it takes.
-      class_names: [C].
-      prototypes: [C, D], or [C, K, D] with sub-centres.
-      bias: [C], of a linear classifier; None where the nearest prototype counts.
-      embed: from a split to embeddings, float32 [N, D].
-    """
-
-    config: TrainConfig
-    image_shape: tuple[int, int, int]
-    class_names: tuple[str, ...]
-    prototypes: np.ndarray
-    bias: np.ndarray | None
-    embed: Callable[[data.Split], np.ndarray]
-
-    @property
-    def classes(self) -> dict[str, np.ndarray]:
-        """What it classifies by: `prototypes`, and `bias` if there is one."""
-        return {"prototypes": self.prototypes} | ({} if self.bias is None else {"bias": self.bias})
-
-
-def load_model(run: Path, device: str = "cpu") -> Model:
-    """Loads the model of a run directory, whichever program trained it.
-
-    Raises:
-      UserError: no run directory, or one without a trained model.
-    """
-    config, described = runs.read_config(run), runs.read_dataset(run)
-    arrays = runs.read_weights(run)
-    height, width, channels = described["image_shape"]
-    class_names = tuple(described["class_names"])
-    classifier = Classifier(config, (height, width, channels), len(class_names))
-    try:
-        weights.load_arrays(classifier, arrays)
-    except ValueError as error:
-        raise UserError(f"{run / 'model.safetensors'}: {error}") from None
-    classifier.to(device)
-    mean, std = np.array(described["mean"]), np.array(described["std"])
-
-    def embed(split: data.Split) -> np.ndarray:
-        return training.embed_all(classifier, config, training.device_data(split, mean, std, device)).numpy()
-
-    prototypes, bias = arrays["head.prototypes"], arrays.get("head.bias")
-    return Model(config, (height, width, channels), class_names, prototypes, bias, embed)
-
-
-def evaluate(options: EvaluateOptions) -> None:
+def evaluate(options: EvaluateOptions) -> int:
     """Accuracy and loss of a run on a split, or the accuracy of embeddings from a file."""
     path = options.run_or_npz
-    result: dict[str, Any]
     if path.suffix == ".npz":
         if options.split != "test" or options.data_dir is not None:
             raise UserError(f"--split and --data-dir have no effect on {path}, which holds its own examples")
         if options.device is not None:
             raise UserError(f"--device has no effect on {path}, which holds its embeddings")
-        arrays = runs.read_npz(path, ("embeddings", "labels", "prototypes"), optional=("bias",))
+        arrays = read_npz(path, ("embeddings", "labels", "prototypes"), optional=("bias",))
         _check_arrays(path, **arrays)
         result = {"examples": len(arrays["labels"]), "accuracy": accuracy(**arrays)}
-        out = options.out or path.parent
+        target = (options.out or path.parent) / f"{path.stem}.evaluation.json"
     else:
-        model = load_model(path, _device(options.device))
-        config = model.config
-        data_dir = options.data_dir or config.data_dir
-        dataset = data.load(config.dataset, data_dir, image_size=config.image_size, image_fit=config.image_fit)
-        if (dataset.image_shape, dataset.class_names) != (model.image_shape, model.class_names):
-            raise UserError(f"{config.dataset} has other classes or other images than those {path} was trained on")
-        split = _split(dataset, options.split)
-        embeddings, labels = model.embed(split), split.labels
-        result = {
-            "dataset": config.dataset,
-            "split": options.split,
-            "examples": len(labels),
-            "accuracy": accuracy(embeddings, labels=labels, **model.classes),
-        }
-        margin = config.objective.margin(config.beyond_pi, config.gradient)
-        if margin is not None and len(config.objective.terms) == 1:
-            (term,) = config.objective.terms
-            loss = mean_loss(
-                embeddings, model.prototypes, labels, margin, config.scale_value, term.options.get("filter")
-            )
-            result["loss"] = term.weight * loss
-        out = options.out or path
-    runs.write_json(out / "evaluation.json", result)
+        result = _evaluate_run(path, options)
+        suffix = "" if options.split == "test" else f"-{options.split}"
+        target = (options.out or path) / f"evaluation{suffix}.json"
+    runs.write_json(target, result)
     for name, value in result.items():
         print(f"{name:<9} {100 * value:.2f} %" if name == "accuracy" else f"{name:<9} {value}")
-    print(f"written to {out / 'evaluation.json'}")
+    print(f"written to {target}")
+    return 0
 
 
-def embed(options: EmbedOptions) -> None:
-    """Embeddings of a data set's split, or of image files."""
+def _evaluate_run(run: Path, options: EvaluateOptions) -> dict[str, Any]:
+    config = runs.read_config(run)
+    model = load_model(run, _device(options.device))
+    done = max((record["epoch"] for record in runs.read_metrics(run)), default=0)
+    if done < config.epochs:
+        print(f"{run} is unfinished, after {done} of {config.epochs} epochs; go on with: train --resume --out {run}")
+    data_dir = options.data_dir or config.data_dir
+    dataset = data.load(config.dataset, data_dir, image_size=config.image_size, image_fit=config.image_fit)
+    if (dataset.image_shape, dataset.class_names) != (model.image_shape, model.class_names):
+        raise UserError(f"{config.dataset} has other classes or other images than those {run} was trained on")
+    split = _split(dataset, options.split)
+    embeddings, labels = model.embed(split.images), split.labels
+    result = {
+        "dataset": config.dataset,
+        "split": options.split,
+        "examples": len(labels),
+        "accuracy": accuracy(embeddings, labels=labels, **model.classes),
+    }
+    step = config.epochs * (len(dataset.train.labels) // config.batch_size)
+    loss = _mean_loss(config, model, embeddings, labels, step)
+    return result if loss is None else result | {"loss": loss}
+
+
+@torch.no_grad()
+def _mean_loss(
+    config: TrainConfig, model: Model, embeddings: np.ndarray, labels: np.ndarray, step: int
+) -> float | None:
+    """The mean loss with the whole margin, if it follows from the weights and one example at a time."""
+    head = Head(config.objective, config.embedding_dim, len(model.class_names)).eval()
+    terms = list(config.objective)
+    if config.objective.classifier is None or len(terms) > 1 or any(True for _ in head.objective.buffers()):
+        return None
+    weights.load_arrays(head, model.classes)
+    x, y = torch.from_numpy(embeddings), torch.from_numpy(labels).long()
+    blocks = zip(x.split(1000), y.split(1000), strict=True)
+    return sum(head.loss(some, its, step=step).item() * len(its) for some, its in blocks) / len(y)
+
+
+def embed(options: EmbedOptions) -> int:
+    """Embeddings and predictions of a data set's split, or of image files."""
     model = load_model(options.run, _device(options.device))
     if options.input in data.DATASETS:
-        dataset = data.load(options.input, options.data_dir, image_size=model.image_shape[0])
-        split = _split(dataset, options.split)
-        if split.images.shape[1:] != model.image_shape:
-            raise UserError(
-                f"{options.input} has images {split.images.shape[1:]}; the model takes {model.image_shape} (H, W, C)"
-            )
-        extra = {"labels": split.labels}
+        images, labels = _images_of(options, model)
+        found = {"labels": labels}
+        name = options.input if options.split == "test" else f"{options.input}-{options.split}"
     else:
         if options.split != "test" or options.data_dir is not None:
             raise UserError(f"--split and --data-dir have no effect on {options.input}: all its images are embedded")
-        files, images = data.read_images(Path(options.input), model.image_shape, image_fit=model.config.image_fit)
-        split = data.Split(images, np.zeros(len(images), np.int32))
-        extra = {"files": np.array(files)}
-    embeddings = model.embed(split)
-    predictions = predict(embeddings, model.prototypes, model.bias).numpy()
+        fit = runs.read_config(options.run).image_fit
+        files, images = data.read_images(Path(options.input), model.image_shape, image_fit=fit)
+        found = {"files": np.array(files)}
+        name = Path(options.input).resolve().stem
+    embeddings, predictions = model.embed(images), model.predict(images)
+    if "files" in found:
+        for file, prediction in zip(files, predictions, strict=True):
+            print(f"{file}  {model.class_names[prediction]}")
+    out = options.out or options.run / f"embedded-{name}.npz"
     names = np.array(model.class_names)
-    runs.write_npz(
-        options.out, embeddings=embeddings, predictions=predictions, class_names=names, **model.classes, **extra
-    )
-    print(f"{len(embeddings):,} embeddings of dimension {embeddings.shape[1]} written to {options.out}")
+    runs.write_npz(out, embeddings=embeddings, predictions=predictions, class_names=names, **model.classes, **found)
+    print(f"{len(embeddings):,} embeddings of dimension {embeddings.shape[1]} written to {out}")
+    return 0
+
+
+def _images_of(options: EmbedOptions, model: Model) -> tuple[np.ndarray, np.ndarray]:
+    """A data set's images, in the model's size, and labels."""
+    dataset = data.load(options.input, options.data_dir)
+    height, width, channels = model.image_shape
+    if dataset.image_shape[2] != channels or height != width:
+        shape = "x".join(map(str, dataset.image_shape))
+        raise UserError(f"{options.input} has images {shape}; the model takes {height}x{width}x{channels}")
+    if dataset.image_shape != model.image_shape:
+        dataset = data.load(options.input, options.data_dir, image_size=height)
+    split = _split(dataset, options.split)
+    return split.images, split.labels
 
 
 def _check_arrays(

@@ -9,7 +9,9 @@ from typing import Any
 
 from torch_reference.cli import runs
 from torch_reference.errors import UserError
-from torch_reference.training.fit import Metrics, Record, Reporter, TrainState
+from torch_reference.training.fit import Record, Reporter
+from torch_reference.training.state import TrainState
+from torch_reference.training.step import Metrics
 
 
 class Progress(Reporter):
@@ -23,7 +25,6 @@ class Progress(Reporter):
       checkpoint_every: epochs between two checkpoints; 0 writes none.
       tensorboard: also writes TensorBoard events into the run directory (needs tensorboardX).
       start: steps done before.
-      name: what each line begins with.
     """
 
     def __init__(
@@ -36,9 +37,8 @@ class Progress(Reporter):
         checkpoint_every: int,
         tensorboard: bool,
         start: int = 0,
-        name: str = "",
     ):
-        self.run, self.records, self.name = run, records, name
+        self.run, self.records = run, records
         self.epochs, self.steps_per_epoch, self.checkpoint_every = epochs, steps_per_epoch, checkpoint_every
         self.writer = event_writer()(str(run)) if tensorboard else None
         self.began, self.start = time.perf_counter(), start
@@ -49,7 +49,7 @@ class Progress(Reporter):
         if (now := time.perf_counter()) - self.shown > 0.1:
             self.shown = now
             print(
-                f"\r{self.name}epoch {epoch + 1}/{self.epochs} {step / self.steps_per_epoch:4.0%}  "
+                f"\repoch {epoch + 1}/{self.epochs} {step / self.steps_per_epoch:4.0%}  "
                 f"loss {metrics.loss:.4f}  accuracy {100 * metrics.accuracy:.1f} %  "
                 f"{self._left(epoch * self.steps_per_epoch + step)} left\x1b[K",
                 end="",
@@ -70,8 +70,9 @@ class Progress(Reporter):
             self.writer.flush()
         self._clear_line()
         print(
-            f"{self.name}epoch {record.epoch:>{len(str(self.epochs))}}/{self.epochs}  loss {record.train_loss:.4f}  "
-            f"train {100 * record.train_accuracy:.2f} %  test {100 * record.test_accuracy:.2f} %  "
+            f"epoch {record.epoch:>{len(str(self.epochs))}}/{self.epochs}  "
+            f"train loss {record.train_loss:.4f}  {100 * record.train_accuracy:.2f} %  "
+            f"test loss {record.test_loss:.4f}  {100 * (record.test_accuracy or 0):.2f} %  "
             f"{record.images_per_second:,.0f} images/s  {self._left(record.step)} left",
             flush=True,
         )
@@ -102,5 +103,5 @@ def event_writer() -> Any:
     try:
         from tensorboardX import SummaryWriter
     except ImportError:
-        raise UserError("--tensorboard needs tensorboardX: pip install 'jax-arcface[tensorboard]'") from None
+        raise UserError("--tensorboard needs tensorboardX: pip install tensorboardX") from None
     return SummaryWriter

@@ -1,59 +1,124 @@
-"""The run directory: what a training writes and what is read back.
+"""The run directory: what a training writes and what is read back (docs/recipe.md, "Run directory").
 
     config.json         every field of the configuration
     dataset.json        the images' shape, the class names, each channel's mean and standard deviation
     metrics.jsonl       one line for each epoch
-    checkpoints/        the latest state of an unfinished or finished training, `step_00001234.safetensors`
-    model.safetensors   the weights under their state_dict names
+    checkpoints/        the latest state of the training, `step_00001234.safetensors`
+    model.safetensors   the weights under their state_dict names, at the end of the training
     embeddings.npz      embeddings and labels of the test split, prototypes, the bias if there is one, class names
     embeddings.png      a picture of them
 
-Each file is written whole or not at all.
+Each file is written whole or not at all, and the directory appears with both JSON files in it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import fcntl
 import json
-from collections.abc import Callable, Mapping, Sequence
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors
 import safetensors.numpy
 
-from torch_reference import files
-from torch_reference.data import Dataset
+from torch_reference.data import Dataset, channel_statistics
 from torch_reference.errors import UserError
-from torch_reference.files import atomic_write
-from torch_reference.files import read_npz as read_npz
+from torch_reference.files import atomic_write, read_json_lines, read_safetensors
+from torch_reference.models.trained import read_description
 from torch_reference.training import config as configs
 from torch_reference.training.config import TrainConfig
 
 Arrays = dict[str, np.ndarray]
 
 
+# ---- the directory
+
+
 def check_free(out: Path) -> None:
     """Raises UserError where `out` holds a run already, is a folder that is not a run, or is no folder."""
-    if (out / "config.json").exists():
-        raise UserError(f"--out {out} holds a run already; give another folder, or --resume to go on with it")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"--out {out} exists and is not a run directory; give a new or an empty folder")
+    if is_run(out):
+        raise UserError(f"{out} holds a run already; give another folder, or --resume to go on with it")
+    if out.exists() and (not out.is_dir() or _beside_a_beginning(out)):
+        raise UserError(f"{out} exists and is not a run directory; give a new or an empty folder")
 
 
-def create(out: Path, config: TrainConfig) -> None:
-    """Makes a run directory and writes its configuration.
+def is_run(out: Path) -> bool:
+    """Whether a training has begun there; one that was killed before it described its data has not."""
+    return (out / "config.json").is_file() and (out / "dataset.json").is_file()
+
+
+def _beside_a_beginning(out: Path) -> list[Path]:
+    """What is in a folder but for what a training leaves that was killed while it began."""
+    empty = [path for path in (out / "checkpoints",) if path.is_dir() and not any(path.iterdir())]
+    return [path for path in out.iterdir() if path.name != "config.json" and path not in empty and not _leftover(path)]
+
+
+def create(out: Path, config: TrainConfig, dataset: Dataset) -> None:
+    """Makes a run directory with its configuration and the description of its data, in one rename.
 
     Raises:
       UserError: as `check_free`, or where the folder cannot be made.
     """
     check_free(out)
+    new = out.with_name(f".{out.name}.{os.getpid()}")
     try:
-        (out / "checkpoints").mkdir(parents=True, exist_ok=True)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        for path in filter(_leftover, out.parent.glob(f".{out.name}.*")):
+            shutil.rmtree(path, ignore_errors=True)
+        (new / "checkpoints").mkdir(parents=True)
+        write_json(new / "config.json", dataclasses.asdict(config))
+        write_json(new / "dataset.json", _described(dataset))
+        if out.exists():
+            shutil.rmtree(out)  # empty, or a beginning
+        new.rename(out)
     except OSError as error:
-        raise UserError(f"--out {out} cannot be made: {error.strerror}") from None
-    write_json(out / "config.json", dataclasses.asdict(config))
+        raise UserError(f"{out} cannot be made: {error.strerror}") from None
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def locked(run: Path) -> Iterator[None]:
+    """Keeps other trainings away from a run, and removes what a killed one left half written.
+
+    The lock is the operating system's, on the directory itself: it ends with the process, however that ends.
+
+    Raises:
+      UserError: another process trains the run.
+    """
+    directory = os.open(run, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"{run} is being trained by another process") from None
+        for path in filter(_leftover, [*run.glob(".*"), *(run / "checkpoints").glob(".*")]):
+            path.unlink(missing_ok=True)
+        yield
+    finally:
+        os.close(directory)
+
+
+def _leftover(path: Path) -> bool:
+    """Whether it is a temporary file or folder, `.NAME.PID`, of a process that is no more."""
+    if not (match := re.fullmatch(r"\..+\.(\d+)", path.name)):
+        return False
+    try:
+        os.kill(int(match[1]), 0)
+    except ProcessLookupError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
+# ---- its JSON files
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -69,30 +134,29 @@ def read_config(run: Path) -> TrainConfig:
       UserError: `run` is not a run directory.
     """
     if not (run / "config.json").is_file():
-        raise UserError(f"{run} is not a run directory: it has no config.json")
+        inside = sorted(path.parent for path in run.glob("*/config.json"))
+        hint = f"; it holds runs, such as {inside[0]}" if inside else ""
+        raise UserError(f"{run} is not a run directory: it has no config.json{hint}")
     return configs.read(run / "config.json")
 
 
-def read_replicas(out: Path) -> dict[str, TrainConfig]:
-    """The runs of a set that were begun in `out`: their configurations by name, the smallest seed and margin first.
-
-    There are none where `out` is a run itself.
-
-    Raises:
-      UserError: a configuration that cannot be read.
-    """
-    if (out / "config.json").exists():
-        return {}
-    names = [path.parent.name for path in out.glob("*/config.json")]
-    begun = [(name, read_config(out / name)) for name in names if name.startswith(("seed-", "margin-"))]
-    members = [(name, config) for name, config in begun if name in _names_in_a_set(config)]
-    return dict(sorted(members, key=lambda run: (run[1].seed, run[1].margin or 0.0, run[0])))
+def check_dataset(run: Path, dataset: Dataset) -> None:
+    """Raises UserError where the data set is not the one that the run began with."""
+    began_with = read_description(run)
+    for name, value in _described(dataset).items():
+        if (was := began_with.get(name)) != value:
+            raise UserError(f"{dataset.name} has changed since {run} began: its {name} was {was} and is {value}")
 
 
-def _names_in_a_set(config: TrainConfig) -> tuple[str, ...]:
-    """What a run with this configuration may be called there; one with another name has been moved away."""
-    by_margin = () if config.margin is None else (f"margin-{config.margin:g}",)
-    return (f"seed-{config.seed}", *by_margin)
+def _described(dataset: Dataset) -> dict[str, Any]:
+    mean, std = channel_statistics(dataset.train.images)
+    return {
+        "name": dataset.name,
+        "image_shape": list(dataset.image_shape),
+        "class_names": list(dataset.class_names),
+        "mean": mean.tolist(),
+        "std": std.tolist(),
+    }
 
 
 def write_metrics(run: Path, records: Sequence[Mapping[str, Any]]) -> None:
@@ -110,68 +174,20 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
     path = run / "metrics.jsonl"
     if not path.exists():
         return []
-    records = files.read_json_lines(path)
+    records = read_json_lines(path)
     for number, record in enumerate(records, start=1):
-        if type(step := record.get("step")) is not int or step < 0:
+        if not all(type(record.get(key)) is int and record[key] >= 0 for key in ("epoch", "step")):
             raise UserError(f"line {number} of {path} is not the record of an epoch: remove it")
     return records
+
+
+# ---- its arrays
 
 
 def write_weights(run: Path, weights: Arrays) -> None:
     """Writes `model.safetensors`."""
     with atomic_write(run / "model.safetensors") as file:
         file.write_bytes(safetensors.numpy.save(weights))
-
-
-def read_weights(run: Path) -> Arrays:
-    """The weights of a run, by their names in the state_dict.
-
-    Raises:
-      UserError: there are none yet, or the file is damaged.
-    """
-    path = run / "model.safetensors"
-    if not path.is_file():
-        raise UserError(f"{run} has no model.safetensors: its training has not ended; go on with it by --resume")
-    return files.read_safetensors(path, kinds="f")
-
-
-def write_dataset(run: Path, dataset: Dataset, mean: np.ndarray, std: np.ndarray) -> None:
-    """Writes `dataset.json`: what a model must know of its training data to be used without it.
-
-    These are the images' shape (H, W, C), the class names, and each channel's mean and standard deviation in grey
-    levels.
-    """
-    write_json(run / "dataset.json", _described(dataset, mean, std))
-
-
-def check_dataset(run: Path, dataset: Dataset, mean: np.ndarray, std: np.ndarray) -> None:
-    """Raises UserError where the data set is not the one that `write_dataset` described."""
-    began_with = read_dataset(run)
-    for name, value in _described(dataset, mean, std).items():
-        if (was := began_with.get(name)) != value:
-            raise UserError(f"{dataset.name} has changed since {run} began: its {name} was {was} and is {value}")
-
-
-def _described(dataset: Dataset, mean: np.ndarray, std: np.ndarray) -> dict[str, Any]:
-    return {
-        "name": dataset.name,
-        "image_shape": list(dataset.image_shape),
-        "class_names": list(dataset.class_names),
-        "mean": mean.tolist(),
-        "std": std.tolist(),
-    }
-
-
-def read_dataset(run: Path) -> dict[str, Any]:
-    """What `write_dataset` wrote.
-
-    Raises:
-      UserError: there is none, or it is damaged.
-    """
-    path = run / "dataset.json"
-    if not path.is_file():
-        raise UserError(f"{run} is not a whole run directory: it has no dataset.json")
-    return files.read_dataset(path)
 
 
 def write_npz(path: Path, **arrays: np.ndarray) -> None:
@@ -198,7 +214,7 @@ def read_checkpoint(run: Path, load: Callable[[Arrays], None]) -> None:
     """
     if not (paths := _checkpoints(run)):
         return
-    arrays = files.read_safetensors(paths[-1])
+    arrays = read_safetensors(paths[-1])
     try:
         load(arrays)
     except ValueError:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from torch_reference.models.layers import normalise
 from torch_reference.philox import generator
 
 
@@ -144,16 +145,6 @@ def draw_augmentation(
         u = generator(seed, "cutout", epoch).random((examples, 2))
         drawn["hole"] = np.floor(u * (height, width)).astype(np.int64) - augmentation.cutout // 2
     return Draws(**{name: torch.from_numpy(values).to(device) for name, values in drawn.items()})
-
-
-def normalise(images: Tensor, mean: Tensor, scale: Tensor) -> Tensor:
-    """What a network sees: (pixel - mean) * scale, as [B, C, H, W].
-
-    Args:
-      images: [B, H, W, C], grey levels from 0 to 255, uint8 or the dtype of `mean`.
-      mean, scale: [C], each channel's mean and 1 / standard deviation; their dtype is the result's.
-    """
-    return ((images.to(mean.dtype) - mean) * scale).permute(0, 3, 1, 2).contiguous()
 
 
 def augment(images: Tensor, draws: Draws, augmentation: Augmentation, mean: Tensor, scale: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """From embeddings, prototypes and labels to numbers: the margins, and the losses as pure functions."""
 
+from torch_reference.losses import terms  # noqa: F401 (its factories are the entries of registry.LOSSES)
 from torch_reference.losses.adaptive import (
     adacos_loss,
     adaface_loss,

@@ -1,41 +1,44 @@
-"""Losses by name: the registry, the words of `--loss`, and the sum that they describe.
+"""How losses get their names, options and weights: `arcface(m=0.5) + 0.01 * center()`, and the syntax of `--loss`.
 
-`arcface+intra+center:0.01` is a sum of terms `NAME[:ITEM,ITEM...]`, where an item is the term's weight or an option,
-`KEY=VALUE`. `docs/losses.md` says what each name means.
+A loss is one factory in `terms.py`. Its signature lists the options, its annotations their ranges, its docstring its
+equation; `loss` makes an entry of `LOSSES` from it. What it returns is an `Objective`, a weighted sum of terms.
 """
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
+import inspect
 import math
-from collections.abc import Callable, Mapping
-from typing import Any, Literal, NamedTuple
+import types
+import typing
+from collections.abc import Callable, Iterable, Mapping
+from typing import Annotated, Any, Literal, NamedTuple, ParamSpec
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from torch_reference.errors import UserError, nearest
-from torch_reference.losses import adaptive, pairs, regularizers, softmax, vectors
 from torch_reference.losses.margins import Margin
+from torch_reference.losses.vectors import upcast
+from torch_reference.ranges import Range
 
-State = dict[str, Tensor]
-Options = Mapping[str, Any]
 Kind = Literal["classification", "regulariser", "pairs"]
+P = ParamSpec("P")
 
 
-class Inputs(NamedTuple):
-    """What a step gives to its losses.
+class Batch(NamedTuple):
+    """What a loss sees of a training step.
 
     Args:
-      embeddings: [B, D], any float dtype. labels: [B].
-      prototypes: [C, D] or [C, K, D]; pair losses alone do not look at them.
-      bias: [C], for `softmax`. centers: [C, D], for `center_learnt`.
-      margin: of the margin softmax losses, as far as it has grown.
-      growth: the share of the margin that has grown, for the losses whose margin is no `Margin`.
-      scale, label_smoothing, beyond_pi: as in the configuration.
-      step: steps done before.
-      normal: [B], standard normal draws, where `Objective.needs_normal`.
+      embeddings: [B, D], any float dtype. labels: [B], integers in [0, C).
+      prototypes: [C, D] or [C, K, D]; pair losses do not look at them.
+      bias: [C], where the objective has `softmax`. centers: [C, D], where it has `center_learnt`.
+      step: optimiser steps done before.
+      normal: standard normal draws [B], where `Objective.draws`.
+      weights: [B], >= 0, the examples' weights; None weighs them alike.
+      state: what the loss remembers from the step before.
     """
 
     embeddings: Tensor
@@ -43,46 +46,104 @@ class Inputs(NamedTuple):
     prototypes: Tensor
     bias: Tensor | None = None
     centers: Tensor | None = None
-    margin: Margin = Margin()
-    growth: float = 1.0
-    scale: float = 64.0
-    label_smoothing: float = 0.0
-    beyond_pi: str = "monotone"
     step: int = 0
     normal: Tensor | None = None
+    weights: Tensor | None = None
+    state: Mapping[str, Tensor] = types.MappingProxyType({})
 
 
-@dataclasses.dataclass(frozen=True)
-class Number:
-    """An option that is a number, low <= number < high.
+class Result(NamedTuple):
+    """What a loss returns that is more than a scalar.
 
     Args:
-      default: None where it is off unless given.
-      unit: what its message says of it.
-      whole: whether it must be a whole number.
-      closed: whether `high` itself is allowed.
-      idle: other options, each with the value, or the option whose value, with which this one does nothing.
+      loss: a scalar, which is multiplied by the term's weight.
+      state: what the loss remembers for the next step.
+      unweighted: a scalar that is added whatever the weight is.
     """
 
-    default: float | None
-    low: float = 0.0
-    high: float = math.inf
-    unit: str = ""
-    whole: bool = False
-    closed: bool = False
-    idle: tuple[tuple[str, float | str], ...] = ()
+    loss: Tensor
+    state: Mapping[str, Tensor] = types.MappingProxyType({})
+    unweighted: Tensor | float = 0.0
+
+
+Compute = Callable[[Batch], Tensor | Result]
 
 
 @dataclasses.dataclass(frozen=True)
-class Choice:
-    """An option that is one of a few words, of which the first is the default."""
+class Grows:
+    """Marks an option that is a margin: during the margin's warm-up it grows from `neutral`, at which it does nothing.
 
-    known: tuple[str, ...]
+    A `Margin` grows by itself.
+    """
 
-    @property
-    def default(self) -> str:
-        """The first."""
-        return self.known[0]
+    neutral: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Option:
+    """An option of a loss, read from a parameter of its factory.
+
+    Args:
+      default: of the parameter.
+      kind: int, float or str (for other types, which `parse` cannot read, `object`).
+      range: of a number.
+      choices: of a string.
+      grows: what it grows from in the margin's warm-up; None where it does not grow.
+    """
+
+    default: Any
+    kind: type
+    range: Range | None = None
+    choices: tuple[str, ...] = ()
+    grows: Grows | None = None
+
+    @classmethod
+    def of(cls, default: Any, annotation: Any) -> Option:
+        """The option that a parameter's default and annotation describe."""
+        marks: tuple[Any, ...] = ()
+        if typing.get_origin(annotation) is Annotated:
+            annotation, *rest = typing.get_args(annotation)
+            marks = tuple(rest)
+        if typing.get_origin(annotation) is Literal:
+            return cls(default, str, choices=typing.get_args(annotation))
+        kinds = [kind for kind in typing.get_args(annotation) or (annotation,) if kind is not types.NoneType]
+        return cls(
+            default,
+            kinds[0] if kinds[0] in (int, float) else object,
+            range=next((mark for mark in marks if isinstance(mark, Range)), None),
+            grows=next((mark for mark in marks if isinstance(mark, Grows)), None),
+        )
+
+    def read(self, text: str, name: str) -> Any:
+        """The value that a text stands for; `name` begins the message of a UserError."""
+        if self.choices:
+            return self.check(text, name)
+        try:
+            value = float(text)
+        except ValueError:
+            raise UserError(f"{name} is {text!r}; it must be a number") from None
+        return self.check(value, name)
+
+    def check(self, value: Any, name: str) -> Any:
+        """The value, an int where it must be one, found to be allowed; UserError where it is not."""
+        if self.choices:
+            if value not in self.choices:
+                raise UserError(f"{name} is {value!r}; it must be {' or '.join(self.choices)}")
+        elif self.kind is not object and value is not None:
+            if self.kind is int and not (math.isfinite(value) and value == round(value)):
+                raise UserError(f"{name} is {value:g}; it must be a whole number, {self.range}")
+            if self.range is not None:
+                self.range.check(value, name)
+            return int(value) if self.kind is int else value
+        return value
+
+    def at(self, value: Any, growth: float) -> Any:
+        """The value after the share `growth` of the margin's warm-up."""
+        if self.grows is None or growth == 1:
+            return value
+        if isinstance(value, Margin):
+            return value.grown(growth)
+        return self.grows.neutral + growth * (value - self.grows.neutral)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,361 +151,218 @@ class Loss:
     """An entry of the registry.
 
     Args:
+      name: of the factory, and in `--loss`.
+      make: the factory as it is written, from options to a function of a `Batch`.
       kind: a `classification` loss owns the prototypes, a `regulariser` needs one beside it, `pairs` need neither.
-      equation: what it is, in one line.
-      apply: from (inputs, options, state) to (the loss, the new state).
-      options: by name.
-      weight: where none is given.
-      takes: the flags beside --loss that have an effect on it.
-      margin: of a margin softmax, which field of `Margin` each option sets; None for all others.
-      initial: from (number of classes, embedding dimension) to its state before the first step.
+      weight: the weight in `--loss` where none is given.
+      owns: the parameters beside the prototypes that a head makes for it: `bias`, `centers`.
+      draws: whether each step needs normal draws.
+      one_prototype: whether it is undefined for several prototypes a class.
+      state: from (number of classes, embedding dimension) to what it remembers before the first step.
     """
 
+    name: str
+    make: Callable[..., Compute]
     kind: Kind
-    equation: str
-    apply: Callable[[Inputs, Options, State], tuple[Tensor, State]]
-    options: Mapping[str, Number | Choice] = dataclasses.field(default_factory=dict)
     weight: float = 1.0
-    takes: frozenset[str] = frozenset()
-    margin: Mapping[str, str] | None = None
-    initial: Callable[[int, int], State] = lambda classes, dim: {}
+    owns: frozenset[str] = frozenset()
+    draws: bool = False
+    one_prototype: bool = False
+    state: Callable[[int, int], dict[str, Tensor]] = lambda classes, dim: {}
+
+    @property
+    def equation(self) -> str:
+        """What the loss is, in one line: the first paragraph of its docstring."""
+        paragraph, _, _ = inspect.cleandoc(self.make.__doc__ or "").partition("\n\n")
+        return " ".join(paragraph.split()).removesuffix(".")
+
+    @functools.cached_property
+    def options(self) -> dict[str, Option]:
+        """The options by name."""
+        hints = typing.get_type_hints(self.make, include_extras=True)
+        parameters = inspect.signature(self.make).parameters.values()
+        return {parameter.name: Option.of(parameter.default, hints[parameter.name]) for parameter in parameters}
+
+    @property
+    def has_margin(self) -> bool:
+        """Whether a margin grows during the margin's warm-up."""
+        return any(option.grows for option in self.options.values())
 
 
-# ---- how each is computed
+LOSSES: dict[str, Loss] = {}
 
 
-def _softmax(i: Inputs, o: Options, state: State) -> tuple[Tensor, State]:
-    assert i.bias is not None
-    return softmax.linear_softmax_loss(i.embeddings, i.prototypes, i.bias, i.labels, i.label_smoothing), state
+def loss(
+    kind: Kind,
+    *,
+    weight: float = 1.0,
+    owns: Iterable[str] = (),
+    draws: bool = False,
+    one_prototype: bool = False,
+    state: Callable[[int, int], dict[str, Tensor]] = lambda classes, dim: {},
+    listed: bool = True,
+) -> Callable[[Callable[P, Compute]], Callable[P, Objective]]:
+    """Makes a factory of objectives from a function of options; the arguments are those of `Loss`.
+
+    Args:
+      listed: whether `--loss` knows it.
+    """
+
+    def register(make: Callable[P, Compute]) -> Callable[P, Objective]:
+        entry = Loss(make.__name__, make, kind, weight, frozenset(owns), draws, one_prototype, state)
+        if listed:
+            LOSSES[entry.name] = entry
+
+        @functools.wraps(make)
+        def factory(*args: P.args, **kwargs: P.kwargs) -> Objective:
+            bound = inspect.signature(make).bind(*args, **kwargs)
+            bound.apply_defaults()
+            return Objective([(1.0, Term(entry, bound.arguments))])
+
+        factory.__annotations__ = make.__annotations__ | {"return": Objective}
+        return factory
+
+    return register
 
 
-def _modified_softmax(i: Inputs, o: Options, state: State) -> tuple[Tensor, State]:
-    return softmax.modified_softmax_loss(i.embeddings, i.prototypes, i.labels, i.label_smoothing), state
+class Term(nn.Module):
+    """A loss with its options. What it remembers from step to step are buffers, which `build` makes.
+
+    In evaluation mode they stay as they are, and labels are not smoothed.
+
+    Raises:
+      UserError: an option out of range.
+    """
+
+    def __init__(self, loss: Loss, options: Mapping[str, Any]):
+        super().__init__()
+        self.loss = loss
+        self.options = {key: loss.options[key].check(value, f"{key} of {loss.name}") for key, value in options.items()}
+        loss.make(**self.options)  # raises where options do not fit each other
+
+    @property
+    def name(self) -> str:
+        """The loss's name."""
+        return self.loss.name
+
+    def build(self, num_classes: int, embedding_dim: int) -> None:
+        """Makes the state before the first step."""
+        for name, value in self.loss.state(num_classes, embedding_dim).items():
+            self.register_buffer(name, value, persistent=False)
+
+    def forward(self, batch: Batch, growth: float = 1.0) -> Result:
+        """The loss of a batch, with the margin as far as it has grown, and moves the state."""
+        options = {key: self.loss.options[key].at(value, growth) for key, value in self.options.items()}
+        if not self.training and "label_smoothing" in options:
+            options["label_smoothing"] = 0.0
+        result = self.loss.make(**options)(batch._replace(state=dict(self.named_buffers())))
+        if isinstance(result, Tensor):
+            return Result(result)
+        if self.training:
+            for name, value in result.state.items():
+                setattr(self, name, value.detach())
+        return result
+
+    def extra_repr(self) -> str:
+        """What `print` shows."""
+        return f"{self.name}, {', '.join(f'{key}={value}' for key, value in self.options.items())}"
 
 
-def _a_softmax(i: Inputs, o: Options, state: State) -> tuple[Tensor, State]:
-    lam = softmax.annealed_lambda(i.step, o["first"], o["last"], o["decay"])
-    return softmax.a_softmax_loss(i.embeddings, i.prototypes, i.labels, o["m"], lam, i.label_smoothing), state
+class Objective(nn.Module):
+    """A weighted sum of losses: `arcface(m=0.4) + 0.01 * center()`. A `Head` owns what it needs.
+
+    Args:
+      terms: pairs of a weight and a term.
+
+    Raises:
+      ValueError: a weight that is not > 0 and finite.
+      UserError: a loss that is there twice, or two classification losses.
+    """
+
+    def __init__(self, terms: Iterable[tuple[float, Term]]):
+        super().__init__()
+        pairs = list(terms)
+        self.weights = tuple(weight for weight, _ in pairs)
+        self.terms = nn.ModuleList(copy.deepcopy(term) for _, term in pairs)
+        for weight in self.weights:
+            if not 0 < weight < math.inf:
+                raise ValueError(f"the weight of a loss is {weight:g}; it must be > 0 and finite")
+        names = [term.name for _, term in pairs]
+        for name in names:
+            if names.count(name) > 1:
+                raise UserError(f"{name} is there twice")
+        owners = [term.name for _, term in pairs if term.loss.kind == "classification"]
+        if len(owners) > 1:
+            raise UserError(f"there are {len(owners)} classification losses, {' and '.join(owners)}; leave one")
+
+    def __add__(self, other: Objective) -> Objective:
+        return Objective([*self, *other])
+
+    def __mul__(self, weight: float) -> Objective:
+        return Objective([(weight * own, term) for own, term in self])
+
+    __rmul__ = __mul__
+
+    def __iter__(self) -> typing.Iterator[tuple[float, Term]]:
+        for weight, term in zip(self.weights, self.terms, strict=True):
+            yield weight, typing.cast(Term, term)
+
+    @property
+    def classifier(self) -> Term | None:
+        """The classification loss; None where there are pair losses alone."""
+        return next((term for _, term in self if term.loss.kind == "classification"), None)
+
+    @property
+    def names(self) -> frozenset[str]:
+        """The names of the losses."""
+        return frozenset(term.name for _, term in self)
+
+    @property
+    def owns(self) -> frozenset[str]:
+        """The parameters beside the prototypes that it needs: `bias`, `centers`."""
+        return frozenset().union(*(term.loss.owns for _, term in self))
+
+    @property
+    def draws(self) -> bool:
+        """Whether each step needs normal draws."""
+        return any(term.loss.draws for _, term in self)
+
+    def check(self) -> None:
+        """Raises UserError where the sum cannot be trained: a regulariser without a classification loss, for one."""
+        classifier = self.classifier
+        for _, term in self:
+            if classifier is None and term.loss.kind == "regulariser":
+                raise UserError(f"{term.name} needs a classification loss beside it, such as softmax+{term.name}")
+            if classifier is not None and term.loss.one_prototype and classifier.options.get("subcenters", 1) > 1:
+                raise UserError(f"{term.name} is defined for one prototype a class only, not for sub-centres")
+
+    def extra_repr(self) -> str:
+        """What `print` shows beside the terms."""
+        return f"weights={self.weights}"
+
+    def build(self, num_classes: int, embedding_dim: int) -> None:
+        """Makes the losses' states before the first step."""
+        for _, term in self:
+            term.build(num_classes, embedding_dim)
+
+    def forward(self, batch: Batch, growth: float = 1.0) -> Tensor:
+        """The sum of the losses, each times its weight: a scalar.
+
+        Args:
+          growth: the share of the margins that has grown, in (0, 1].
+        """
+        # once for all terms, so that their gradients are added up in float32
+        batch = batch._replace(embeddings=upcast(batch.embeddings))
+        if batch.weights is not None:  # an example that does not count may have any label
+            batch = batch._replace(labels=batch.labels.where(batch.weights > 0, 0))
+        total = torch.zeros((), device=batch.embeddings.device)
+        for weight, term in self:
+            result = term(batch, growth)
+            total = total + weight * result.loss + result.unweighted
+        return total
 
 
-def _margin_softmax(i: Inputs, o: Options, state: State) -> tuple[Tensor, State]:
-    loss = softmax.margin_softmax_loss(
-        i.embeddings, i.prototypes, i.labels, i.margin, i.scale, i.label_smoothing, o.get("filter")
-    )
-    return loss, state
-
-
-def _adacos(i: Inputs, o: Options, state: State) -> tuple[Tensor, State]:
-    loss, scale = adaptive.adacos_loss(i.embeddings, i.prototypes, i.labels, state["scale"], i.label_smoothing)
-    return loss, {"scale": scale}
-
-
-def _curricularface(i: Inputs, o: Options, state: State) -> tuple[Tensor, State]:
-    margin = Margin.arcface(i.growth * o["m"], beyond_pi=i.beyond_pi)
-    loss, t = adaptive.curricularface_loss(
-        i.embeddings, i.prototypes, i.labels, state["t"], margin, i.scale, o["rate"], i.label_smoothing
-    )
-    return loss, {"t": t}
-
-
-def _magface(i: Inputs, o: Options, state: State) -> tuple[Tensor, State]:
-    loss = adaptive.magface_loss(
-        i.embeddings,
-        i.prototypes,
-        i.labels,
-        low=i.growth * o["low"],
-        high=i.growth * o["high"],
-        shortest=o["shortest"],
-        longest=o["longest"],
-        weight=o["weight"],
-        scale=i.scale,
-        beyond_pi=i.beyond_pi,
-        label_smoothing=i.label_smoothing,
-    )
-    return loss, state
-
-
-def _adaface(i: Inputs, o: Options, state: State) -> tuple[Tensor, State]:
-    loss, mean, std = adaptive.adaface_loss(
-        i.embeddings,
-        i.prototypes,
-        i.labels,
-        state["mean"],
-        state["std"],
-        m=i.growth * o["m"],
-        h=o["h"],
-        rate=o["rate"],
-        scale=i.scale,
-        label_smoothing=i.label_smoothing,
-    )
-    return loss, {"mean": mean, "std": std}
-
-
-def _elasticface(i: Inputs, o: Options, state: State) -> tuple[Tensor, State]:
-    return _elastic(i, Margin(m2=_drawn_margins(i, o), beyond_pi=i.beyond_pi)), state
-
-
-def _elastic_cosface(i: Inputs, o: Options, state: State) -> tuple[Tensor, State]:
-    return _elastic(i, Margin(m3=_drawn_margins(i, o))), state
-
-
-def _drawn_margins(i: Inputs, o: Options) -> Tensor:
-    assert i.normal is not None
-    margins: Tensor = i.growth * (o["m"] + o["std"] * i.normal.to(i.embeddings.dtype))
-    return margins
-
-
-def _elastic(i: Inputs, margin: Margin) -> Tensor:
-    return softmax.margin_softmax_loss(i.embeddings, i.prototypes, i.labels, margin, i.scale, i.label_smoothing)
-
-
-def _center(i: Inputs, o: Options, state: State) -> tuple[Tensor, State]:
-    centers = state["centers"]
-    loss = regularizers.center_loss(i.embeddings, centers, i.labels)
-    moves = regularizers.center_displacements(i.embeddings.detach(), centers, i.labels)
-    return loss, {"centers": centers.to(moves.dtype).index_add(0, i.labels, moves, alpha=-o["rate"])}
-
-
-def _center_learnt(i: Inputs, o: Options, state: State) -> tuple[Tensor, State]:
-    assert i.centers is not None
-    return regularizers.center_loss(i.embeddings, i.centers.detach(), i.labels), state
-
-
-def _pull_of_centers(i: Inputs) -> Tensor:
-    """0, with the gradient that moves the learnt centres: the sum of their displacements."""
-    assert i.centers is not None
-    moves = regularizers.center_displacements(i.embeddings, i.centers, i.labels).detach()
-    own = i.centers[i.labels]
-    return (moves * (own - own.detach())).sum()
-
-
-def _intra(i: Inputs, o: Options, state: State) -> tuple[Tensor, State]:
-    return regularizers.intra_loss(i.embeddings, i.prototypes, i.labels), state
-
-
-def _inter(i: Inputs, o: Options, state: State) -> tuple[Tensor, State]:
-    return regularizers.inter_loss(i.prototypes, i.labels), state
-
-
-def _mhe(i: Inputs, o: Options, state: State) -> tuple[Tensor, State]:
-    return regularizers.hyperspherical_energy(i.prototypes, i.labels), state
-
-
-def _of_pairs(function: Callable[..., Tensor], i: Inputs, o: Options, state: State) -> tuple[Tensor, State]:
-    return function(i.embeddings, i.labels, **o), state
-
-
-# ---- the registry
-
-_PLAIN = frozenset({"label_smoothing"})
-_SCALED = _PLAIN | {"scale", "subcenters"}
-_GROWING = _SCALED | {"margin_warmup_epochs"}
-_ANGULAR = _GROWING | {"beyond_pi"}
-_EXACT_OR_NOT = _ANGULAR | {"gradient"}
-
-
-def _radians(default: float) -> Number:
-    return Number(default, 0.0, math.pi, "in radians")
-
-
-def _cosine(default: float) -> Number:
-    return Number(default, 0.0, 2.0, "in units of cosine")
-
-
-_FILTER = Number(None, -1.0, 1.0, "a cosine")
-_RATE = Number(0.01, 0.0, 1.0, closed=True)
-_STD = Number(0.0125, 0.0, 0.5)
-
-LOSSES: dict[str, Loss] = {
-    "softmax": Loss("classification", "CE(W_j . x + b_j)", _softmax, takes=_PLAIN),
-    "modified_softmax": Loss("classification", "CE(|x| cos theta_j)", _modified_softmax, takes=_PLAIN),
-    "norm_softmax": Loss("classification", "CE(s cos theta_j)", _margin_softmax, takes=_SCALED, margin={}),
-    "a_softmax": Loss(
-        "classification",
-        "own class |x| (lambda cos theta + psi) / (1 + lambda), psi = (-1)^k cos(m theta) - 2k, "
-        "lambda = max(last, first / (1 + decay step))",
-        _a_softmax,
-        {
-            "m": Number(4, 1, 9, whole=True),
-            "first": Number(1000.0, idle=(("m", 1),)),
-            "last": Number(5.0, idle=(("m", 1), ("decay", 0))),
-            "decay": Number(0.12, idle=(("m", 1), ("first", "last"))),
-        },
-        takes=_PLAIN,
-    ),
-    "sphereface": Loss(
-        "classification",
-        "own class s psi(theta), psi = (-1)^k cos(m theta) - 2k",
-        _margin_softmax,
-        {"m": Number(1.35, 1.0, 8.0, "a factor")},
-        takes=_EXACT_OR_NOT,
-        margin={"m": "m1"},
-    ),
-    "cosface": Loss(
-        "classification",
-        "own class s (cos theta - m)",
-        _margin_softmax,
-        {"m": _cosine(0.35), "filter": _FILTER},
-        takes=_GROWING,
-        margin={"m": "m3"},
-    ),
-    "arcface": Loss(
-        "classification",
-        "own class s cos(theta + m)",
-        _margin_softmax,
-        {"m": _radians(0.5), "filter": _FILTER},
-        takes=_EXACT_OR_NOT,
-        margin={"m": "m2"},
-    ),
-    "combined": Loss(
-        "classification",
-        "own class s (cos(m1 theta + m2) - m3)",
-        _margin_softmax,
-        {
-            "m1": Number(1.0, 0.1, 8.0, "a factor"),
-            "m2": Number(0.3, -math.pi, math.pi, "in radians"),
-            "m3": Number(0.2, -2.0, 2.0, "in units of cosine"),
-            "filter": _FILTER,
-        },
-        takes=_EXACT_OR_NOT,
-        margin={"m1": "m1", "m2": "m2", "m3": "m3"},
-    ),
-    "subcenter": Loss(
-        "classification",
-        "arcface with K prototypes a class (--subcenters, 3 where not given), the nearest counts",
-        _margin_softmax,
-        {"m": _radians(0.5), "filter": _FILTER},
-        takes=_EXACT_OR_NOT,
-        margin={"m": "m2"},
-    ),
-    "adacos": Loss(
-        "classification",
-        "CE(s_t cos theta_j), s_t = log(mean sum exp(s cos theta_j)) / cos(min(pi/4, median theta_y))",
-        _adacos,
-        takes=_PLAIN | {"subcenters"},
-        initial=lambda classes, dim: {"scale": torch.tensor(adaptive.initial_adacos_scale(classes))},
-    ),
-    "curricularface": Loss(
-        "classification",
-        "own class s cos(theta + m), harder ones s cos theta_j (t + cos theta_j), t the running mean of cos theta_y",
-        _curricularface,
-        {"m": _radians(0.5), "rate": _RATE},
-        takes=_ANGULAR,
-        initial=lambda classes, dim: {"t": torch.tensor(0.0)},
-    ),
-    "magface": Loss(
-        "classification",
-        "own class s cos(theta + m(a)), m from low to high as a = |x| goes from shortest to longest; "
-        "+ weight (a / longest^2 + 1 / a)",
-        _magface,
-        {
-            "low": _radians(0.45),
-            "high": _radians(0.8),
-            "shortest": Number(10.0, 0.001),
-            "longest": Number(110.0, 0.001),
-            "weight": Number(35.0),
-        },
-        takes=_ANGULAR,
-    ),
-    "adaface": Loss(
-        "classification",
-        "own class s (cos(theta - m z) - m z - m), z = clip(h (|x| - mean) / std, -1, 1)",
-        _adaface,
-        {
-            "m": Number(0.4, 0.0, 1.0),
-            "h": Number(0.333, idle=(("m", 0),)),
-            "rate": dataclasses.replace(_RATE, idle=(("m", 0), ("h", 0))),
-        },
-        takes=_GROWING,
-        initial=lambda classes, dim: {"mean": torch.tensor(20.0), "std": torch.tensor(100.0)},
-    ),
-    "elasticface": Loss(
-        "classification",
-        "own class s cos(theta + m_i), m_i from N(m, std^2)",
-        _elasticface,
-        {"m": _radians(0.5), "std": _STD},
-        takes=_ANGULAR,
-    ),
-    "elastic_cosface": Loss(
-        "classification",
-        "own class s (cos theta - m_i), m_i from N(m, std^2)",
-        _elastic_cosface,
-        {"m": _cosine(0.35), "std": _STD},
-        takes=_GROWING,
-    ),
-    "center": Loss(
-        "regulariser",
-        "1/2 mean |x - c_y|^2, c_y moved by -rate sum (c_y - x) / (1 + n_y)",
-        _center,
-        {"rate": dataclasses.replace(_RATE, default=0.5)},
-        weight=0.003,
-        initial=lambda classes, dim: {"centers": torch.zeros(classes, dim)},
-    ),
-    "center_learnt": Loss(
-        "regulariser", "1/2 mean |x - c_y|^2, c_y moved by the optimiser", _center_learnt, weight=0.003
-    ),
-    "intra": Loss("regulariser", "mean theta_y / pi", _intra),
-    "inter": Loss("regulariser", "-mean sum_j arccos(W_y . W_j) / (pi (C - 1))", _inter),
-    "mhe": Loss("regulariser", "mean sum_j 1 / |W_y - W_j|^2 / (C - 1)", _mhe),
-    "range": Loss(
-        "regulariser",
-        "alpha sum of harmonic means of the k largest |x_i - x_j|^2 within a class "
-        "+ beta max(0, margin - smallest |mean - mean|^2)",
-        functools.partial(_of_pairs, pairs.range_loss),
-        {
-            "k": Number(2, 1, whole=True, idle=(("alpha", 0),)),
-            "alpha": Number(5e-5),
-            "beta": Number(1e-4),
-            "margin": Number(2e4, idle=(("beta", 0),)),
-        },
-    ),
-    "marginal": Loss(
-        "regulariser",
-        "mean max(0, xi -+ (theta - |x_i - x_j|^2)), minus for a pair of one class",
-        functools.partial(_of_pairs, pairs.marginal_loss),
-        {"theta": Number(1.2, 0.0, 4.0), "xi": Number(0.3, 0.0, 4.0)},
-    ),
-    "contrastive": Loss(
-        "pairs",
-        "mean d^2 / 2 of pairs of one class + mean max(0, m - d)^2 / 2 of others",
-        functools.partial(_of_pairs, pairs.contrastive_loss),
-        {"m": Number(1.0, 0.0, 4.0), "distance": Choice(("l2", "angular"))},
-    ),
-    "triplet": Loss(
-        "pairs",
-        "mean max(0, d(a, p) + m - d(a, n))",
-        functools.partial(_of_pairs, pairs.triplet_loss),
-        {
-            "m": Number(0.35, 0.0, 4.0),
-            "distance": Choice(("angular", "l2")),
-            "mining": Choice(("all", "hard", "semi_hard")),
-        },
-    ),
-    "circle": Loss(
-        "pairs",
-        "mean log(1 + sum exp(gamma [c_n + m]_+ (c_n - m)) sum exp(-gamma [1 + m - c_p]_+ (c_p - 1 + m)))",
-        functools.partial(_of_pairs, pairs.circle_loss),
-        {"m": Number(0.25, 0.0, 1.0), "gamma": Number(256.0, 0.001)},
-    ),
-    "multi_similarity": Loss(
-        "pairs",
-        "mean log(1 + sum exp(-alpha (c_p - base))) / alpha + log(1 + sum exp(beta (c_n - base))) / beta, "
-        "mined by epsilon",
-        functools.partial(_of_pairs, pairs.multi_similarity_loss),
-        {
-            "alpha": Number(2.0, 0.001),
-            "beta": Number(50.0, 0.001),
-            "base": Number(1.0, -1.0, 2.0),
-            "epsilon": Number(0.1, 0.0, 2.0),
-        },
-    ),
-    "supcon": Loss(
-        "pairs",
-        "mean -1/|P| sum_p log(exp(c_p / tau) / sum_a exp(c_a / tau))",
-        functools.partial(_of_pairs, pairs.supcon_loss),
-        {"tau": Number(0.1, 0.001)},
-    ),
-}
+# ---- the syntax of --loss
 
 # Names that are short for others.
 ALIASES = {
@@ -452,224 +370,98 @@ ALIASES = {
     "cm2": "combined:m1=0.9,m2=0.4,m3=0.15",
     "sphereface_plus": "a_softmax+mhe",
 }
+# Options that many classification losses share, and that the configuration has fields for.
+SHARED = ("scale", "subcenters", "label_smoothing", "beyond_pi", "gradient")
 
 
 def describe() -> str:
-    """Every loss with its equation, options and weight, a line each; `--help` shows it. An option's first word counts.
+    """Every loss with its equation, its own options and its weight, a line each; the first choice is the default.
 
     >>> describe().splitlines()[5]
     '- cosface: own class s (cos theta - m) [m=0.35, filter=none]'
     """
     lines = []
-    for name, loss in LOSSES.items():
-        options = ", ".join(f"{key}={_written(option)}" for key, option in loss.options.items())
-        brackets = f" [{options}]" if options else ""
-        weight = f"; weight {loss.weight:g}" if loss.weight != 1 else ""
-        lines.append(f"- {name}: {loss.equation}{brackets}{weight}")
-    return "\n".join(lines + [f"- {name}: short for {words}" for name, words in ALIASES.items()])
+    for name, entry in LOSSES.items():
+        own = ", ".join(f"{key}={_written(option)}" for key, option in entry.options.items() if key not in SHARED)
+        weight = f"; weight {entry.weight:g}" if entry.weight != 1 else ""
+        lines.append(f"- {name}: {entry.equation}{f' [{own}]' if own else ''}{weight}")
+    return "\n".join(lines + [f"- {name}: short for {text}" for name, text in ALIASES.items()])
 
 
-def _written(option: Number | Choice) -> str:
-    """The default, or all the words that there are."""
-    if isinstance(option, Choice):
-        return "|".join(option.known)
+def _written(option: Option) -> str:
+    if option.choices:
+        return "|".join(option.choices)
     return "none" if option.default is None else f"{option.default}"
 
 
-# ---- the words of --loss
+def parse(text: str, given: Mapping[str, Any] | None = None, defaults: Mapping[str, Any] | None = None) -> Objective:
+    """The objective that a text in the syntax of `--loss` describes: `arcface:m=0.4+center:0.01,rate=0.3`.
 
-
-@dataclasses.dataclass(frozen=True)
-class Term:
-    """One term of the sum: a name of `LOSSES`, its weight, and a value for each of its options."""
-
-    name: str
-    weight: float
-    options: Options
-
-    @property
-    def loss(self) -> Loss:
-        """Its entry in the registry."""
-        return LOSSES[self.name]
-
-
-@dataclasses.dataclass(frozen=True)
-class Objective:
-    """A sum of losses."""
-
-    terms: tuple[Term, ...]
-
-    @property
-    def classifier(self) -> Term | None:
-        """The classification loss; None where there are pair losses alone."""
-        return next((term for term in self.terms if term.loss.kind == "classification"), None)
-
-    @property
-    def names(self) -> frozenset[str]:
-        """The terms' names."""
-        return frozenset(term.name for term in self.terms)
-
-    @property
-    def takes(self) -> frozenset[str]:
-        """The flags beside --loss that have an effect."""
-        return self.classifier.loss.takes if self.classifier else frozenset()
-
-    @property
-    def needs_normal(self) -> bool:
-        """Whether each step draws its margins."""
-        return not self.names.isdisjoint({"elasticface", "elastic_cosface"})
-
-    def margin(self, beyond_pi: str = "monotone", gradient: str = "exact") -> Margin | None:
-        """The `Margin` of a margin softmax; None where the classification loss is another.
-
-        >>> parse("cosface").margin()
-        Margin(m1=1.0, m2=0.0, m3=0.35, beyond_pi='monotone', gradient='exact')
-        """
-        term = self.classifier
-        if term is None or term.loss.margin is None:
-            return None
-        margin = Margin(**{field: term.options[option] for option, field in term.loss.margin.items()})
-        # where no angle grows neither policy has an effect
-        return (
-            dataclasses.replace(margin, beyond_pi=beyond_pi, gradient=gradient) if "gradient" in self.takes else margin
-        )
-
-
-def parse(text: str, margin: float | None = None) -> Objective:
-    """The sum of losses that the words of `--loss` describe.
+    Terms `NAME[:ITEM,ITEM...]` stand with `+` between them; an item is the term's weight, or an option `KEY=VALUE`.
 
     Args:
-      text: `NAME[:ITEM,...]` with `+` between; an item is a weight or `KEY=VALUE`.
-      margin: `--margin`, which is short for the option m of the classification loss.
+      given: options of the classification loss that are given beside the text.
+      defaults: options that the classification loss takes, if it has them, where the text gives none.
 
     Raises:
       UserError: an unknown name or option, a value out of range, or a sum that makes no sense.
 
-    >>> parse("triplet:0.5,mining=hard").terms
-    (Term(name='triplet', weight=0.5, options={'m': 0.35, 'distance': 'angular', 'mining': 'hard'}),)
-    >>> [term.name for term in parse("sphereface_plus+center").terms]
-    ['a_softmax', 'mhe', 'center']
+    >>> [(weight, term.name, term.options) for weight, term in parse("triplet:0.5,mining=hard")]
+    [(0.5, 'triplet', {'m': 0.35, 'distance': 'angular', 'mining': 'hard'})]
+    >>> sorted(parse("sphereface_plus+center").names)
+    ['a_softmax', 'center', 'mhe']
     """
     words = "+".join(ALIASES.get(word, word) for word in text.split("+")).split("+")
-    terms = [_term(word, text, margin) for word in words]
-    names = [term.name for term in terms]
-    for name in names:
-        if names.count(name) > 1:
-            raise UserError(f"--loss {text} has {name} twice")
-    owners = [term.name for term in terms if term.loss.kind == "classification"]
-    if len(owners) > 1:
-        raise UserError(f"--loss {text} has {len(owners)} classification losses, {' and '.join(owners)}; leave one")
-    if not owners:
-        for term in terms:
-            if term.loss.kind == "regulariser":
-                raise UserError(
-                    f"--loss {text}: {term.name} needs a classification loss beside it, such as softmax+{term.name}"
-                )
-        if margin is not None:
-            raise UserError(f"--margin has no effect on --loss {text}; its margin is an option, such as triplet:m=0.3")
-    return Objective(tuple(terms))
+    given, defaults = dict(given or {}), dict(defaults or {})
+    try:
+        objective = Objective(_term(word, given, defaults, alone=len(words) == 1) for word in words)
+        objective.check()
+    except ValueError as error:
+        raise UserError(f"the loss {text!r}: {error}") from None
+    if objective.classifier is None and given:
+        name = next(iter(given))
+        example = "; write it as an option, such as triplet:m=0.3" if name == "m" else ""
+        raise UserError(f"the loss {text!r}: {_said(name)} has no effect without a classification loss{example}")
+    return objective
 
 
-def _term(word: str, text: str, margin: float | None) -> Term:
-    """A term from its word, which stands in `text`."""
+def _term(word: str, given: Mapping[str, Any], defaults: Mapping[str, Any], alone: bool) -> tuple[float, Term]:
+    """A weight and a term from its text."""
     name, colon, items = word.partition(":")
     if name in ALIASES:
-        raise UserError(f"--loss {text}: {name} is short for {ALIASES[name]} and takes no options")
+        raise UserError(f"{name} is short for {ALIASES[name]} and takes no options")
     if name not in LOSSES:
-        raise UserError(f"there is no --loss {name!r}: {nearest(name, (*LOSSES, *ALIASES))}")
-    loss, weight = LOSSES[name], None
-    given: dict[str, Any] = {}
+        raise UserError(f"no loss is called {name!r}: {nearest(name, (*LOSSES, *ALIASES))}")
+    entry = LOSSES[name]
+    weight: float | None = None
+    options: dict[str, Any] = {}
     for item in items.split(",") if colon else []:
         key, equals, value = item.partition("=")
-        if not equals and weight is not None:
-            raise UserError(f"--loss {text}: {name} has two weights, {weight:g} and {item}")
         if not equals:
-            weight = _read(item, Number(None, _POSITIVE), f"--loss {text}: the weight of {name}")
-            continue
-        if key not in loss.options:
-            known = f"its options are {', '.join(loss.options)}" if loss.options else "it has none"
-            raise UserError(f"--loss {text}: {name} has no option {key!r}; {known}")
-        if key in given:
-            raise UserError(f"--loss {text}: {name} has {key} twice")
-        given[key] = _read(value, loss.options[key], f"--loss {text}: {key} of {name}")
-    if margin is not None and loss.kind == "classification":
-        option = loss.options.get("m")
-        if not isinstance(option, Number):
-            raise UserError(f"--margin has no effect on --loss {text}, which has no margin m")
-        if "m" in given:
-            raise UserError(f"--loss {text} and --margin both give {name} its margin: leave one of them out")
-        given["m"] = _in_range(margin, option, "--margin", f"for --loss {text} ")
-    options = {key: option.default for key, option in loss.options.items()} | given
-    for low, high, rule in (("low", "high", "below"), ("shortest", "longest", "below"), ("last", "first", "at most")):
-        if low in options and (options[low] > options[high] or (rule == "below" and options[low] == options[high])):
-            raise UserError(
-                f"--loss {text}: {low} of {name} is {options[low]:g}; it must be {rule} {high}, {options[high]:g}"
-            )
-    for key in given:
-        for other, value in getattr(loss.options[key], "idle", ()):
-            if options[other] == (options[value] if isinstance(value, str) else value):
-                raise UserError(f"--loss {text}: {key} of {name} has no effect where {other} = {value}")
-    return Term(name, loss.weight if weight is None else weight, options)
+            if weight is not None:
+                raise UserError(f"{name} has two weights, {weight:g} and {item}")
+            weight = Option(1.0, float, Range(open_low=True)).read(item, f"the weight of {name}")
+            if alone and entry.kind == "classification":
+                meant = f"did you mean {name}:m={item}?" if "m" in entry.options else "leave it out"
+                raise UserError(f"{item} is the weight of {name}, which alone has no use for one; {meant}")
+        elif key not in entry.options:
+            raise UserError(f"{name} has no option {key!r}; it has {', '.join(entry.options) or 'none'}")
+        elif key in options:
+            raise UserError(f"{name} has {key} twice")
+        else:
+            options[key] = entry.options[key].read(value, f"{key} of {name}")
+    if entry.kind == "classification":
+        for key, value in given.items():
+            if key not in entry.options:
+                raise UserError(f"{_said(key)} has no effect on {name}")
+            if options.setdefault(key, value) != value:
+                raise UserError(f"{_said(key)} is given twice, as {options[key]} and as {value}")
+        for key in defaults.keys() & entry.options.keys():
+            options.setdefault(key, defaults[key])
+    every = {key: option.default for key, option in entry.options.items()}
+    return entry.weight if weight is None else weight, Term(entry, every | options)
 
 
-_POSITIVE = math.ulp(0.0)  # the smallest number above 0
-
-
-def _read(text: str, option: Number | Choice, what: str) -> Any:
-    """An option's value; a message begins with `what`."""
-    if isinstance(option, Choice):
-        if text not in option.known:
-            raise UserError(f"{what} is {text!r}; it must be {' or '.join(option.known)}")
-        return text
-    try:
-        value = float(text)
-    except ValueError:
-        raise UserError(f"{what} is {text!r}; it must be a number") from None
-    return _in_range(value, option, what)
-
-
-def _in_range(value: float, option: Number, what: str, where: str = "") -> float:
-    """The value, an int where the option must be whole."""
-    is_inside = option.low <= value < option.high or (option.closed and value == option.high)
-    if is_inside and not (option.whole and value != round(value)):
-        return int(value) if option.whole else value
-    whole = "a whole number, " if option.whole else ""
-    low = "> 0" if option.low == _POSITIVE else f"at least {option.low:g}"
-    high = "finite" if option.high == math.inf else f"{'at most' if option.closed else 'below'} {option.high:.4g}"
-    unit = f" ({option.unit})" if option.unit else ""
-    raise UserError(f"{what} is {value:g}; {where}it must be {whole}{low} and {high}{unit}")
-
-
-# ---- the sum
-
-
-def initial_states(objective: Objective, num_classes: int, embedding_dim: int) -> dict[str, State]:
-    """The states before the first step, by name, of the terms that have one.
-
-    >>> initial_states(parse("adaface+intra"), 10, 2)
-    {'adaface': {'mean': tensor(20.), 'std': tensor(100.)}}
-    """
-    states = {term.name: term.loss.initial(num_classes, embedding_dim) for term in objective.terms}
-    return {name: state for name, state in states.items() if state}
-
-
-def total_loss(objective: Objective, inputs: Inputs, states: Mapping[str, State]) -> tuple[Tensor, dict[str, State]]:
-    """The sum of the terms, each times its weight, and their new states.
-
-    >>> x, w = torch.eye(3), torch.eye(3)
-    >>> total_loss(parse("modified_softmax+intra:0.5"), Inputs(x, torch.arange(3), w), {})  # log(1 + 2 / e) + 0
-    (tensor(0.5514), {})
-    """
-    # once for all terms, so that their gradients are added up in float32
-    inputs = inputs._replace(embeddings=vectors.upcast(inputs.embeddings))
-    total = torch.zeros((), device=inputs.embeddings.device)
-    new: dict[str, State] = {}
-    for term in objective.terms:
-        loss, state = term.loss.apply(inputs, term.options, states.get(term.name, {}))
-        total = total + term.weight * loss
-        if state:
-            new[term.name] = state
-        if term.name == "center_learnt":
-            # the optimiser moves the centres alike whatever the weight is
-            total = total + _pull_of_centers(inputs)
-    return total, new
+def _said(option: str) -> str:
+    """How a message calls an option."""
+    return "the margin" if option == "m" else f"the {option.replace('_', ' ')}"

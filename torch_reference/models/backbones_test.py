@@ -6,7 +6,11 @@ import torch
 import torch.nn.functional as F
 
 from torch_reference.errors import UserError
-from torch_reference.models.backbones import AirNet, EmbeddingLayer, LeNet, ResNet, make_backbone, whitening_filters
+from torch_reference.models.airnet import AirNet, whitening_filters
+from torch_reference.models.backbones import make_backbone
+from torch_reference.models.layers import EmbeddingLayer
+from torch_reference.models.lenet import LeNet
+from torch_reference.models.resnet import ResNet
 
 
 def weights(model):

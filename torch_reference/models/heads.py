@@ -1,7 +1,8 @@
-"""The modules that own the classes' prototypes."""
+"""The modules that own the classes' prototypes: `Head` with any losses, `ArcFaceHead` with a margin softmax."""
 
 from __future__ import annotations
 
+import copy
 import math
 
 import torch
@@ -9,12 +10,92 @@ from torch import Tensor, nn
 
 from torch_reference.losses import checks
 from torch_reference.losses.margins import Margin
-from torch_reference.losses.softmax import add_margin, linear_logits, margin_softmax_loss
+from torch_reference.losses.registry import Batch, Objective
+from torch_reference.losses.softmax import add_margin, linear_logits
+from torch_reference.losses.terms import margin_softmax
 from torch_reference.losses.vectors import cosines
 
 
-class ArcFaceHead(nn.Module):
+class Head(nn.Module):
+    """What classifies embeddings and computes the loss of a training: the prototypes, and what the losses need.
+
+    Args:
+      objective: the losses, such as `arcface(m=0.5) + 0.01 * center()`.
+      embedding_dim: D.
+      num_classes: C.
+
+    `prototypes` are [C, D], or [C, K, D] with K sub-centres, at first uniform in +-sqrt(3 / D); a parameter, or with
+    pair losses alone a buffer, which is to hold the class means. `bias` [C] (with `softmax`) and `centers` [C, D] (with
+    `center_learnt`) are parameters that start at 0, and None elsewhere. The losses' states are buffers of `objective`,
+    and are no part of the `state_dict`.
+
+    Raises:
+      ValueError: a dimension or a class count that is not 1, 2, 3 and so on, or too few classes for a loss.
+      UserError: losses that cannot be trained together.
+
+    >>> from torch_reference import arcface, center
+    >>> head = Head(arcface(m=0.5) + 0.01 * center(), embedding_dim=8, num_classes=10)
+    >>> embeddings, labels = torch.ones(4, 8, requires_grad=True), torch.tensor([0, 1, 2, 3])
+    >>> head.loss(embeddings, labels).backward()
+    >>> head(embeddings).shape
+    torch.Size([4, 10])
+    """
+
+    def __init__(self, objective: Objective, embedding_dim: int, num_classes: int):
+        super().__init__()
+        checks.whole(embedding_dim=embedding_dim, num_classes=num_classes)
+        objective.check()
+        self.objective = copy.deepcopy(objective)
+        self.objective.build(num_classes, embedding_dim)
+        classifier = objective.classifier
+        subcenters = 1 if classifier is None else classifier.options.get("subcenters", 1)
+        shape = (num_classes, embedding_dim) if subcenters == 1 else (num_classes, subcenters, embedding_dim)
+        prototypes = torch.empty(shape).uniform_(-1, 1) * math.sqrt(3 / embedding_dim)
+        self.prototypes = nn.Buffer(prototypes) if classifier is None else nn.Parameter(prototypes)
+        owns = objective.owns
+        self.bias = nn.Parameter(torch.zeros(num_classes)) if "bias" in owns else None
+        self.centers = nn.Parameter(torch.zeros(num_classes, embedding_dim)) if "centers" in owns else None
+
+    def forward(self, embeddings: Tensor) -> Tensor:
+        """What is largest for an example's class, [B, C] of embeddings [B, D]: W x + b with a bias, else cosines."""
+        if self.bias is None:
+            return cosines(embeddings, self.prototypes)
+        return linear_logits(embeddings, self.prototypes, self.bias)
+
+    def loss(
+        self,
+        embeddings: Tensor,
+        labels: Tensor,
+        *,
+        growth: float = 1.0,
+        step: int = 0,
+        normal: Tensor | None = None,
+        weights: Tensor | None = None,
+    ) -> Tensor:
+        """The loss of a batch, and in training mode moves what the losses remember.
+
+        Args:
+          embeddings: [B, D], any float dtype. labels: [B], integers in [0, C).
+          growth: the share of the margins that has grown, in (0, 1].
+          step: optimiser steps done before, which `a_softmax` looks at.
+          normal: standard normal draws [B] for `elasticface` and `elastic_cosface`; drawn here where None.
+          weights: [B], >= 0, the examples' weights; None weighs them alike.
+
+        Returns:
+          A scalar, float32 (float64 for float64).
+        """
+        if normal is None and self.objective.draws:
+            # in evaluation the margin is its mean
+            normal = torch.randn(len(labels), device=labels.device) * self.training
+        batch = Batch(embeddings, labels, self.prototypes, self.bias, self.centers, step, normal, weights)
+        loss: Tensor = self.objective(batch, growth)
+        return loss
+
+
+class ArcFaceHead(Head):
     """The ArcFace head: prototypes, a margin and a scale (Deng et al., CVPR 2019, equations 3 and 4).
+
+    It is a `Head` with one margin softmax, for any `Margin`, whose logits can be had as well.
 
     Args:
       embedding_dim: D.
@@ -22,8 +103,6 @@ class ArcFaceHead(nn.Module):
       margin: any `Margin`; ArcFace's where None.
       scale: s, > 0.
       subcenters: K, prototypes a class, of which the nearest counts (Sub-center ArcFace, Deng et al., ECCV 2020).
-
-    `prototypes` is the parameter, [C, D], or [C, K, D] for K > 1; at first uniform in +-sqrt(3 / D).
 
     Raises:
       ValueError: a dimension, a class count or K that is not 1, 2, 3 and so on; a scale that is not > 0 and finite.
@@ -43,14 +122,13 @@ class ArcFaceHead(nn.Module):
         scale: float = 64.0,
         subcenters: int = 1,
     ):
-        super().__init__()
-        checks.whole(embedding_dim=embedding_dim, num_classes=num_classes, subcenters=subcenters)
+        checks.whole(subcenters=subcenters)
         checks.positive(scale=scale)
         if margin is not None and not isinstance(margin, Margin):
             raise TypeError(f"margin is {margin!r}; it must be a Margin, such as Margin.arcface(0.5)")
-        self.margin = Margin.arcface() if margin is None else margin
-        self.scale = scale
-        self.prototypes = nn.Parameter(_drawn(embedding_dim, num_classes, subcenters))
+        margin = Margin.arcface() if margin is None else margin
+        super().__init__(margin_softmax(margin, scale=scale, subcenters=subcenters), embedding_dim, num_classes)
+        self.margin, self.scale = margin, scale
 
     def cosines(self, embeddings: Tensor) -> Tensor:
         """cos(theta) [B, C] between embeddings [B, D] and classes."""
@@ -61,57 +139,21 @@ class ArcFaceHead(nn.Module):
         cosine = self.cosines(embeddings)
         return self.scale * cosine if labels is None else add_margin(cosine, labels, self.margin, self.scale)
 
-    def loss(self, embeddings: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
-        """`margin_softmax_loss` of embeddings [B, D] and labels [B] with this head's prototypes: a scalar."""
-        return margin_softmax_loss(embeddings, self.prototypes, labels, self.margin, self.scale, label_smoothing)
 
-    def extra_repr(self) -> str:
-        """What `print` shows."""
-        return f"{list(self.prototypes.shape)}, margin={self.margin}, scale={self.scale:g}"
-
-
-class ClassHead(nn.Module):
-    """What a training's losses know of the classes, and what an example is classified by.
+class Classifier(nn.Module):
+    """A backbone and a head: what is trained.
 
     Args:
-      embedding_dim: D.
-      num_classes: C.
-      subcenters: K, prototypes a class, of which the nearest counts.
-      trained: whether the prototypes are a parameter, or else a buffer that holds the class means.
-      bias: whether classes are told apart by W x + b, as the plain softmax does, and not by angle.
-      centers: whether there are centres that the optimiser moves (`center_learnt`).
-
-    `prototypes` are [C, D], or [C, K, D] for K > 1, at first uniform in +-sqrt(3 / D); `bias` [C] and `centers` [C, D]
-    start at 0, and are None where there are none.
-
-    >>> head = ClassHead(8, 10, bias=True)
-    >>> head(torch.ones(4, 8)).shape
-    torch.Size([4, 10])
+      backbone: from images to embeddings [B, D].
+      head: from embeddings to classes.
     """
 
-    def __init__(
-        self,
-        embedding_dim: int,
-        num_classes: int,
-        *,
-        subcenters: int = 1,
-        trained: bool = True,
-        bias: bool = False,
-        centers: bool = False,
-    ):
+    def __init__(self, backbone: nn.Module, head: Head):
         super().__init__()
-        prototypes = _drawn(embedding_dim, num_classes, subcenters)
-        self.prototypes = nn.Parameter(prototypes) if trained else nn.Buffer(prototypes)
-        self.bias = nn.Parameter(torch.zeros(num_classes)) if bias else None
-        self.centers = nn.Parameter(torch.zeros(num_classes, embedding_dim)) if centers else None
+        self.backbone = backbone
+        self.head = head
 
-    def forward(self, embeddings: Tensor) -> Tensor:
-        """What is largest for an example's class, [B, C] of embeddings [B, D]: W x + b with a bias, else cosines."""
-        if self.bias is None:
-            return cosines(embeddings, self.prototypes)
-        return linear_logits(embeddings, self.prototypes, self.bias)
-
-
-def _drawn(embedding_dim: int, num_classes: int, subcenters: int) -> Tensor:
-    shape = (num_classes, embedding_dim) if subcenters == 1 else (num_classes, subcenters, embedding_dim)
-    return torch.empty(shape).uniform_(-1, 1) * math.sqrt(3 / embedding_dim)
+    def forward(self, images: Tensor) -> Tensor:
+        """What is largest for an image's class: [B, C]."""
+        scores: Tensor = self.head(self.backbone(images))
+        return scores

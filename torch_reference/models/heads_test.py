@@ -5,8 +5,20 @@ import math
 import pytest
 import torch
 
-from torch_reference import ArcFaceHead, Margin, cosines, margin_logits
-from torch_reference.models.heads import ClassHead
+from torch_reference import (
+    ArcFaceHead,
+    Head,
+    Margin,
+    arcface,
+    center,
+    center_learnt,
+    cosines,
+    elasticface,
+    margin_logits,
+    margin_softmax_loss,
+    softmax,
+    triplet,
+)
 
 
 @pytest.mark.parametrize("subcenters", [1, 3])
@@ -16,9 +28,7 @@ def test_logits_with_and_without_labels_and_the_loss(subcenters):
     x, y = torch.randn(7, 5), torch.tensor([0, 1, 2, 3, 0, 1, 2])
     assert torch.equal(head(x, y), margin_logits(x, head.prototypes, y, head.margin, 10.0))
     assert torch.equal(head(x), 10 * cosines(x, head.prototypes))
-    for smoothing in (0.0, 0.1):
-        expected = torch.nn.functional.cross_entropy(head(x, y), y, label_smoothing=smoothing)
-        torch.testing.assert_close(head.loss(x, y, smoothing), expected)
+    torch.testing.assert_close(head.loss(x, y), torch.nn.functional.cross_entropy(head(x, y), y))
 
 
 def test_the_defaults_are_arcfaces():
@@ -41,27 +51,45 @@ def test_a_margin_that_is_a_number_is_refused():
         ArcFaceHead(2, 2, margin=0.5)
 
 
-def test_what_a_class_head_owns():
-    plain = ClassHead(8, 4)
-    assert [name for name, _ in plain.named_parameters()] == ["prototypes"]
-    whole = ClassHead(8, 4, bias=True, centers=True)
-    assert {name: tuple(p.shape) for name, p in whole.named_parameters()} == {
-        "prototypes": (4, 8),
-        "bias": (4,),
-        "centers": (4, 8),
-    }
-    untrained = ClassHead(8, 4, trained=False)
-    assert not list(untrained.parameters())
-    assert untrained.state_dict()["prototypes"].shape == (4, 8)
-    assert ClassHead(8, 4, subcenters=3).prototypes.shape == (4, 3, 8)
+def test_the_exported_head_is_the_head_that_trains():
+    one, other = ArcFaceHead(5, 4, margin=Margin.arcface(0.3), scale=8.0), Head(arcface(m=0.3, scale=8.0), 5, 4)
+    assert isinstance(one, Head)
+    other.load_state_dict(one.state_dict())
+    x, y = torch.randn(7, 5), torch.tensor([0, 1, 2, 3, 0, 1, 2])
+    for growth in (0.5, 1.0):
+        assert torch.equal(one.loss(x, y, growth=growth), other.loss(x, y, growth=growth))
 
 
-def test_a_class_head_tells_classes_apart_by_angle_or_linearly():
+def test_what_a_head_owns():
+    def shapes(head):
+        return {name: tuple(p.shape) for name, p in head.named_parameters()}
+
+    assert shapes(Head(arcface(), 8, 4)) == {"prototypes": (4, 8)}
+    assert shapes(Head(arcface(subcenters=3), 8, 4)) == {"prototypes": (4, 3, 8)}
+    both = {"prototypes": (4, 8), "bias": (4,), "centers": (4, 8)}
+    assert shapes(Head(softmax() + center_learnt(), 8, 4)) == both
+    untrained = Head(triplet(), 8, 4)
+    assert not shapes(untrained)
+    assert {name: tuple(value.shape) for name, value in untrained.state_dict().items()} == {"prototypes": (4, 8)}
+    remembers = Head(arcface() + center(), 8, 4)
+    assert [tuple(value.shape) for value in remembers.objective.buffers()] == [(4, 8)]
+    assert list(remembers.state_dict()) == ["prototypes"]
+
+
+def test_a_head_tells_classes_apart_by_angle_or_linearly():
     x = torch.tensor([[4.0, 1.0]])
-    angular, linear = ClassHead(2, 2), ClassHead(2, 2, bias=True)
+    angular, linear = Head(arcface(), 2, 2), Head(softmax(), 2, 2)
     with torch.no_grad():
         for head in (angular, linear):
             head.prototypes.copy_(torch.tensor([[1.0, 0.0], [4.0, 4.0]]))
         linear.bias.copy_(torch.tensor([1.0, -2.0]))
     torch.testing.assert_close(angular(x), torch.tensor([[4 / 17**0.5, 5 / 34**0.5]]))
     assert linear(x).tolist() == [[5, 18]]
+
+
+def test_random_margins_are_drawn_in_training_and_their_mean_counts_in_evaluation():
+    head = Head(elasticface(m=0.4, std=0.2), 5, 4)
+    x, y = torch.randn(7, 5), torch.tensor([0, 1, 2, 3, 0, 1, 2])
+    assert head.loss(x, y) != head.loss(x, y)
+    expected = margin_softmax_loss(x, head.prototypes, y, Margin.arcface(0.4))
+    torch.testing.assert_close(head.eval().loss(x, y), expected)

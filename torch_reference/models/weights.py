@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from torch_reference.models.heads import ArcFaceHead, ClassHead
+from torch_reference.models.heads import Head
 from torch_reference.philox import generator
 
 
@@ -31,11 +31,11 @@ def initialise(model: nn.Module, seed: int) -> None:
             module.reset_parameters()
         elif isinstance(module, nn.PReLU):
             module.weight.fill_(0.25)
-        elif isinstance(module, ArcFaceHead | ClassHead):
+        elif isinstance(module, Head):
             _draw(module.prototypes, f"{prefix}prototypes", math.sqrt(3 / module.prototypes.shape[-1]), seed)
-            for start_at_zero in (module.bias, module.centers) if isinstance(module, ClassHead) else ():
-                if start_at_zero is not None:
-                    start_at_zero.zero_()
+            for starts_at_zero in (module.bias, module.centers):
+                if starts_at_zero is not None:
+                    starts_at_zero.zero_()
         elif isinstance(module, nn.Conv2d | nn.Linear) and module.weight.requires_grad:
             gain = 6 if isinstance(module, nn.Conv2d) else 3
             _draw(module.weight, f"{prefix}weight", math.sqrt(gain / module.weight[0].numel()), seed)

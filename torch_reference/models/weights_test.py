@@ -6,14 +6,15 @@ import numpy as np
 import pytest
 import torch
 
+from torch_reference.losses.registry import parse
+from torch_reference.models.backbones import make_backbone
+from torch_reference.models.heads import Classifier, Head
 from torch_reference.models.weights import initialise, load_arrays, to_arrays
-from torch_reference.training.config import TrainConfig
-from torch_reference.training.fit import Classifier
 
 
-def classifier(**changes):
-    config = TrainConfig(**({"width": 0.1, "embedding_dim": 6} | changes))
-    return Classifier(config, (9, 9, 2), num_classes=5)
+def classifier(backbone="lenet", loss="arcface", subcenters=1):
+    objective = parse(loss, {"subcenters": subcenters} if subcenters > 1 else {})
+    return Classifier(make_backbone(backbone, (9, 9, 2), 6, 0.1), Head(objective, 6, num_classes=5))
 
 
 def drawn(name, seed, shape, bound):

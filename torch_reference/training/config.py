@@ -10,112 +10,139 @@ import math
 from pathlib import Path
 from typing import Any
 
+from torch_reference.data.images import FITS
 from torch_reference.data.sampling import Augmentation
 from torch_reference.errors import UserError, nearest
 from torch_reference.files import read_json
-from torch_reference.losses import margins
-from torch_reference.losses.margins import Margin
-from torch_reference.losses.registry import Objective, parse
-from torch_reference.models import backbones
+from torch_reference.losses.margins import BEYOND_PI, GRADIENTS
+from torch_reference.losses.registry import SHARED, Objective, parse
+from torch_reference.models.backbones import BACKBONES
+from torch_reference.ranges import Range
 
 OPTIMIZERS = ("sgd", "nesterov", "adamw")
 SCHEDULES = ("cosine", "linear", "constant")
 PRECISIONS = ("float32", "bfloat16")
 
-
-def option(default: Any, help: str) -> Any:
-    """A field with its default and what `--help` says of it."""
-    return dataclasses.field(default=default, metadata={"help": help})
-
-
-# Classes in a batch of pair losses alone, where --classes-per-batch is not given.
-PAIR_CLASSES = 8
+PAIR_CLASSES = 8  # classes in a batch where there are pair losses alone and classes_per_batch is not given
+SCALE = 16.0  # of the logits where none is given
 # The fields whose meaning, default or effect depends on the loss.
-OF_THE_LOSS = {
-    *("margin", "margin_warmup_epochs", "scale", "beyond_pi", "gradient", "subcenters", "label_smoothing"),
-    *("classes_per_batch", "clip_norm"),
-}
+OF_THE_LOSS = {"margin", "margin_warmup_epochs", *SHARED, "classes_per_batch", "clip_norm"}
+
+POSITIVE = Range(0, open_low=True)
+NOT_NEGATIVE = Range(0)
+PIXELS = Range(0, 4096, "pixels", closed=True)
+
+
+def option(
+    default: Any, group: str, help: str, *, range: Range | None = None, choices: tuple[str, ...] | None = None
+) -> Any:
+    """A field with its default; its metadata are the group and text of `--help`, and the values that it may have."""
+    metadata = {"group": group, "help": help, "range": range, "choices": choices}
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+_data, _model, _loss, _optimiser, _augmentation, _run = (
+    functools.partial(option, group=group) for group in ("data", "model", "loss", "optimiser", "augmentation", "run")
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
     """Everything a training run depends on. `docs/recipe.md` says exactly what each field does.
 
-    >>> TrainConfig(loss="cosface", margin=0.2).margin_value
-    Margin(m1=1.0, m2=0.0, m3=0.2, beyond_pi='monotone', gradient='exact')
+    Raises:
+      UserError: a value out of range, an unknown word, or fields that make no sense together.
+
+    >>> TrainConfig(loss="cosface", margin=0.2).objective.classifier.options["m"]
+    0.2
     """
 
-    dataset: str = option("digits", "Data set: digits, mnist, cifar10, or the path of a folder of class folders.")
-    data_dir: str | None = option(
+    dataset: str = _data("digits", help="digits, mnist, cifar10, or the path of a folder of class folders")
+    data_dir: str | None = _data(
         None,
-        "Folder with the data set's files; the default is the environment variable ARCFACE_DATA_DIR, then a "
-        "download by torchvision, into your cache folder.",
+        help="folder with the data set's files; the default is the environment variable ARCFACE_DATA_DIR, then a "
+        "download by torchvision into your cache folder",
     )
-    image_size: int | None = option(
+    image_size: int | None = _data(
         None,
-        "Height and width that images are resized to, in pixels; the default keeps their size.",
+        help="height and width that images are resized to, in pixels; by default they keep their size",
+        range=Range(1, 4096, "pixels", closed=True),
     )
-    image_fit: str = option(
-        "crop", "How photos in a folder become square: crop to the middle, pad with black, or stretch."
+    image_fit: str = _data(
+        "crop", help="how photos in a folder become square: the middle, black margins, or stretched", choices=FITS
     )
 
-    backbone: str = option("lenet", "Network from images to embeddings: lenet, resnet20, resnet18 or airnet.")
-    width: float = option(1.0, "Factor on the backbone's numbers of channels.")
-    embedding_dim: int = option(
+    backbone: str = _model("lenet", help="network from images to embeddings", choices=tuple(BACKBONES))
+    width: float = _model(
+        1.0, help="factor on the backbone's numbers of channels", range=Range(0, 64, open_low=True, closed=True)
+    )
+    embedding_dim: int = _model(
         128,
-        "Dimension D of the embeddings; 2 can be drawn as it is: softmax learns ten classes there, arcface does not.",
+        help="dimension of the embeddings; 2 can be drawn as it is (softmax learns ten classes there, arcface does "
+        "not)",
+        range=Range(2, 2**16, closed=True),
     )
-    dropout: float = option(0.0, "Share of features dropped before the embedding's fully connected layer, 0 to 1.")
+    dropout: float = _model(0.0, help="share of features dropped before the last linear layer", range=Range(0, 1))
 
-    loss: str = option(
+    loss: str = _loss(
         "arcface",
-        "Sum of losses with weights and options, such as arcface+intra, softmax+center:0.003 or "
-        "triplet:m=0.3,mining=hard; all are listed above.",
+        help="sum of losses with weights and options, such as arcface+intra, softmax+center:0.003 or "
+        "triplet:m=0.3,mining=hard",
     )
-    margin: float | None = option(
+    margin: float | None = _loss(
         None,
-        "The margin m of the classification loss, such as arcface in radians (0.5 where not given), cosface in units "
-        "of cosine (0.35), sphereface, a factor (1.35).",
+        help="the classification loss's margin m: of arcface in radians (0.5 where not given), of cosface in units of "
+        "cosine (0.35), of sphereface a factor (1.35)",
     )
-    margin_warmup_epochs: float = option(0.0, "Epochs in which the margin grows linearly from none to its value.")
-    scale: float | None = option(
-        None, "Scale s of the logits (16 where not given); softmax, modified_softmax, a_softmax and adacos take none."
+    margin_warmup_epochs: float = _loss(0.0, help="epochs in which the margin grows to its value", range=NOT_NEGATIVE)
+    scale: float | None = _loss(None, help="scale s of the logits; 16 where not given", range=POSITIVE)
+    beyond_pi: str = _loss(
+        "monotone", help="what follows where the angle with its margin exceeds pi", choices=BEYOND_PI
     )
-    beyond_pi: str = option(
-        "monotone",
-        "What follows where the angle with its margin exceeds pi: monotone, linear or wrap.",
+    gradient: str = _loss("exact", help="gradient of the margin", choices=GRADIENTS)
+    subcenters: int = _loss(1, help="prototypes a class; the nearest counts", range=Range(1, 1000, closed=True))
+    label_smoothing: float = _loss(
+        0.0, help="share of the target distribution that is spread over all classes", range=Range(0, 1)
     )
-    gradient: str = option("exact", "Gradient of the margin: exact or straight_through.")
-    subcenters: int = option(1, "Prototypes for each class; the nearest counts.")
-    label_smoothing: float = option(0.0, "Share of the target distribution that is spread over all classes, 0 to 1.")
 
-    epochs: int = option(30, "Passes over the training images.")
-    batch_size: int = option(64, "Images in a step.")
-    classes_per_batch: int = option(
+    epochs: int = _optimiser(30, help="passes over the training images", range=Range(0, 10**6, closed=True))
+    batch_size: int = _optimiser(64, help="images in a step (batch norm needs two)", range=Range(2))
+    classes_per_batch: int = _optimiser(
         0,
-        "Composes batches of this many classes, with equally many images of each; 0 takes images in random order.",
+        help="composes batches of this many classes with equally many images of each; 0 takes images in random order",
+        range=NOT_NEGATIVE,
     )
-    optimizer: str = option("nesterov", "Optimiser: sgd, nesterov (SGD with Nesterov momentum) or adamw.")
-    learning_rate: float = option(0.05, "Largest learning rate.")
-    momentum: float = option(0.9, "Momentum; for adamw its beta1.")
-    weight_decay: float = option(
-        0.0005,
-        "Weight decay on weights (not on biases, norms and slopes); decoupled for adamw.",
+    optimizer: str = _optimiser("nesterov", help="nesterov is SGD with Nesterov momentum", choices=OPTIMIZERS)
+    learning_rate: float = _optimiser(0.05, help="largest learning rate", range=POSITIVE)
+    momentum: float = _optimiser(0.9, help="momentum; beta1 of adamw", range=Range(0, 1))
+    weight_decay: float = _optimiser(
+        0.0005, help="on weights, not on biases, norms and slopes; decoupled for adamw", range=NOT_NEGATIVE
     )
-    schedule: str = option("cosine", "Learning rate after the warm-up: cosine (to 0), linear (to 0) or constant.")
-    warmup_epochs: float = option(1.0, "Epochs in which the learning rate rises linearly to its largest.")
-    clip_norm: float = option(0.0, "Largest norm of the gradient of all parameters together; 0 is no limit.")
+    schedule: str = _optimiser(
+        "cosine", help="learning rate after the warm-up: cosine and linear end at 0", choices=SCHEDULES
+    )
+    warmup_epochs: float = _optimiser(
+        1.0, help="epochs in which the learning rate rises to its largest", range=NOT_NEGATIVE
+    )
+    clip_norm: float = _optimiser(
+        0.0, help="largest norm of the gradient of all parameters together; 0 is no limit", range=NOT_NEGATIVE
+    )
 
-    rotate: float = option(0.0, "Augmentation: largest rotation to either side, in radians.")
-    zoom: float = option(0.0, "Augmentation: largest magnification minus 1 (0.1: from 1/1.1 to 1.1).")
-    shift: int = option(0, "Augmentation: largest shift along each axis, in pixels.")
-    flip: bool = option(False, "Augmentation: left-right flips, alternating from epoch to epoch.")
-    cutout: int = option(0, "Augmentation: side of the square set to the mean colour, in pixels.")
+    rotate: float = _augmentation(
+        0.0, help="largest rotation to either side, in radians", range=Range(0, math.pi, "in radians", closed=True)
+    )
+    zoom: float = _augmentation(
+        0.0, help="largest magnification minus 1 (0.1: from 1/1.1 to 1.1)", range=Range(0, 100, closed=True)
+    )
+    shift: int = _augmentation(0, help="largest shift along each axis, in pixels", range=PIXELS)
+    flip: bool = _augmentation(False, help="left-right flips, alternating from epoch to epoch")
+    cutout: int = _augmentation(0, help="side of the square set to the mean colour, in pixels", range=PIXELS)
 
-    seed: int = option(0, "Seed of initial weights, order and augmentation.")
-    precision: str = option(
+    seed: int = _run(0, help="seed of initial weights, order and augmentation", range=NOT_NEGATIVE)
+    precision: str = _run(
         "float32",
-        "Arithmetic of the network: float32 or bfloat16 (parameters, batch norm and angles stay float32).",
+        help="arithmetic of the network (parameters, batch norm and angles stay float32)",
+        choices=PRECISIONS,
     )
 
     @property
@@ -125,103 +152,40 @@ class TrainConfig:
 
     @functools.cached_property
     def objective(self) -> Objective:
-        """The sum of losses that loss and margin describe."""
-        return parse(self.loss, self.margin)
+        """The losses that `loss`, `margin` and the other fields of the loss describe.
 
-    @property
-    def margin_value(self) -> Margin:
-        """The `Margin` that loss, margin, beyond_pi and gradient describe; none where the loss is no margin softmax."""
-        return self.objective.margin(self.beyond_pi, self.gradient) or Margin.softmax()
-
-    @property
-    def scale_value(self) -> float:
-        """The scale, 16 where it is not given."""
-        return 16.0 if self.scale is None else self.scale
-
-    @property
-    def about_classes(self) -> str:
-        """The end of a message about `classes_per_batch`, which may not be the user's."""
-        if self.objective.classifier is not None or self.classes_per_batch != PAIR_CLASSES:
-            return ""
-        return f" ({PAIR_CLASSES} is the default of pair losses alone: give --classes-per-batch another number)"
+        A field that has its default value gives way to an option in `loss`; another one must not contradict it.
+        """
+        fields = {field.name: field.default for field in dataclasses.fields(self)}
+        given = {name: getattr(self, name) for name in SHARED if getattr(self, name) != fields[name]}
+        if self.margin is not None:
+            given["m"] = self.margin
+        return parse(self.loss, given, {name: fields[name] for name in SHARED} | {"scale": SCALE})
 
     def __post_init__(self) -> None:
-        for field, known in (
-            ("backbone", backbones.NAMES),
-            ("optimizer", OPTIMIZERS),
-            ("schedule", SCHEDULES),
-            ("precision", PRECISIONS),
-            ("image_fit", ("crop", "pad", "stretch")),
-            ("beyond_pi", margins.BEYOND_PI),
-            ("gradient", margins.GRADIENTS),
-        ):
-            if (value := getattr(self, field)) not in known:
-                raise UserError(f"there is no {flag(field)} {value!r}: {nearest(value, known)}")
-        for field, ok, rule in (
-            ("image_size", self.image_size is None or 1 <= self.image_size <= 4096, "from 1 to 4,096 pixels"),
-            ("width", 0 < self.width <= 64, "above 0 and at most 64"),
-            (
-                "embedding_dim",
-                2 <= self.embedding_dim <= 2**16,
-                "from 2 (in one dimension there are two directions) to 65,536",
-            ),
-            ("dropout", 0 <= self.dropout < 1, "at least 0 and below 1"),
-            ("scale", self.scale is None or self.scale > 0, "> 0"),
-            ("subcenters", 1 <= self.subcenters <= 1000, "from 1 to 1,000"),
-            ("label_smoothing", 0 <= self.label_smoothing < 1, "at least 0 and below 1"),
-            ("epochs", 0 <= self.epochs <= 10**6, "from 0 to a million"),
-            ("batch_size", self.batch_size >= 2, "at least 2 (batch norm needs two examples)"),
-            (
-                "classes_per_batch",
-                self.classes_per_batch == 0
-                or (self.classes_per_batch >= 2 and self.batch_size % self.classes_per_batch == 0),
-                f"0, or at least 2 and divide --batch-size, {self.batch_size}{self.about_classes}",
-            ),
-            ("learning_rate", self.learning_rate > 0, "> 0"),
-            ("momentum", 0 <= self.momentum < 1, "at least 0 and below 1"),
-            ("weight_decay", self.weight_decay >= 0, "at least 0"),
-            ("warmup_epochs", self.warmup_epochs >= 0, "at least 0"),
-            ("margin_warmup_epochs", self.margin_warmup_epochs >= 0, "at least 0"),
-            ("clip_norm", self.clip_norm >= 0, "at least 0"),
-            ("rotate", 0 <= self.rotate <= math.pi, "from 0 to pi, in radians"),
-            ("zoom", 0 <= self.zoom <= 100, "from 0 to 100"),
-            ("shift", 0 <= self.shift <= 4096, "from 0 to 4,096 pixels"),
-            ("cutout", 0 <= self.cutout <= 4096, "from 0 to 4,096 pixels"),
-            ("seed", self.seed >= 0, "at least 0"),
-        ):
-            value = getattr(self, field)
-            if not ok or (isinstance(value, float) and not math.isfinite(value)):
-                finite = " and finite" if ok else ""
-                raise UserError(f"{flag(field)} is {value}; it must be {rule}{finite}")
-        self._check_effects()
+        for field in dataclasses.fields(self):
+            value, name = getattr(self, field.name), field.name.replace("_", " ")
+            choices, range = field.metadata["choices"], field.metadata["range"]
+            if choices is not None and value not in choices:
+                raise UserError(f"no {name} is called {value!r}: {nearest(value, choices)}")
+            if range is not None and value is not None:
+                range.check(value, name)
+        self._check_together()
 
-    def _check_effects(self) -> None:
-        names, takes = self.objective.names, self.objective.takes
-        for field in ("scale", "margin_warmup_epochs", "beyond_pi", "gradient", "subcenters", "label_smoothing"):
-            if field not in takes and getattr(self, field) != TrainConfig.__dataclass_fields__[field].default:
-                raise UserError(f"{flag(field)} has no effect on --loss {self.loss}")
-        margin = self.objective.margin()
-        if self.beyond_pi == "linear" and margin is not None and margin.m1 != 1:
-            raise UserError(f"--beyond-pi linear is not defined for --loss {self.loss}; use monotone or wrap")
-        if "subcenter" in names and self.subcenters == 1:
-            raise UserError("--loss subcenter needs --subcenters of at least 2")
-        if self.objective.classifier is None and self.classes_per_batch == self.batch_size:
+    def _check_together(self) -> None:
+        classifier = self.objective.classifier
+        if self.margin_warmup_epochs and not (classifier and classifier.loss.has_margin):
+            raise UserError(f"margin warmup epochs have no effect on the loss {self.loss!r}")
+        classes, batch = self.classes_per_batch, self.batch_size
+        if classes and (classes == 1 or batch % classes):
             raise UserError(
-                f"--loss {self.loss} learns nothing from one image of each class: --classes-per-batch is "
-                f"{self.classes_per_batch}; it must be below --batch-size, {self.batch_size}{self.about_classes}"
+                f"classes per batch is {classes}; it must be 0, or at least 2 and divide the batch size, {batch}"
             )
-        for name in ("inter", "mhe"):
-            if name in names and self.subcenters > 1:
-                raise UserError(f"--subcenters {self.subcenters}: {name} in --loss {self.loss} is defined for 1 only")
-
-
-def flag(field: str) -> str:
-    """The flag of a field.
-
-    >>> flag("batch_size")
-    '--batch-size'
-    """
-    return f"--{field.replace('_', '-')}"
+        if classifier is None and classes == batch:
+            raise UserError(
+                f"the loss {self.loss!r} learns nothing from one image of each class: the classes per batch, "
+                f"{classes}, must be below the batch size, {batch}"
+            )
 
 
 def changed_field(config: TrainConfig, other: TrainConfig) -> str | None:
@@ -231,8 +195,7 @@ def changed_field(config: TrainConfig, other: TrainConfig) -> str | None:
     'seed'
     """
     before, after = dataclasses.asdict(config), dataclasses.asdict(other)
-    changed = [name for name in before if before[name] != after[name] and name != "data_dir"]
-    return changed[0] if changed else None
+    return next((name for name in before if before[name] != after[name] and name != "data_dir"), None)
 
 
 # What each data set's defaults cost and reach is measured in the README.
@@ -265,23 +228,36 @@ RECIPES = {
 }
 
 
-def recipe(dataset: str, loss: str = "arcface") -> TrainConfig:
-    """The defaults for a data set and a loss; for a folder of the user's own, those of `TrainConfig`."""
+def recipe(dataset: str, loss: str = "arcface", epochs: int | None = None) -> TrainConfig:
+    """The defaults for a data set and a loss; for a folder of the user's own, those of `TrainConfig`.
+
+    Args:
+      epochs: how many, instead of the data set's; neither warm-up is then longer than a quarter of them.
+
+    >>> recipe("mnist").warmup_epochs, recipe("mnist", epochs=1).warmup_epochs
+    (1.0, 0.25)
+    """
+    start = RECIPES.get(dataset) or TrainConfig(dataset=dataset)
     objective = parse(loss)
+    classifier = objective.classifier
     changes: dict[str, Any] = {"loss": loss}
-    if "margin_warmup_epochs" not in objective.takes:
+    if epochs is not None:
+        changes["epochs"] = epochs
+        for name in ("warmup_epochs", "margin_warmup_epochs"):
+            changes[name] = min(getattr(start, name), max(epochs, 0) / 4)
+    if classifier is None or not classifier.loss.has_margin:
         changes["margin_warmup_epochs"] = 0.0
-    if "subcenter" in objective.names:
-        changes["subcenters"] = 3
-    if objective.classifier is None:
+    if classifier is not None:
+        changes["subcenters"] = classifier.options.get("subcenters", 1)
+    else:
         changes |= {"classes_per_batch": PAIR_CLASSES, "clip_norm": 1.0}
-    return dataclasses.replace(RECIPES.get(dataset) or TrainConfig(dataset=dataset), **changes)
+    return dataclasses.replace(start, **changes)
 
 
 def from_dict(
     values: dict[str, Any], source: str = "the configuration", dataset: str | None = None, loss: str | None = None
 ) -> TrainConfig:
-    """A configuration from the fields in `values`; the rest are the defaults of its data set and loss.
+    """A configuration from the fields in `values`; the rest are the recipe's for its data set, loss and epochs.
 
     `dataset` stands in where `values` has none. `loss` takes the place of another in `values`, whose fields that depend
     on the loss are then left out.
@@ -303,7 +279,9 @@ def from_dict(
     if loss not in (None, values.get("loss")):
         values = {name: value for name, value in values.items() if name not in OF_THE_LOSS} | {"loss": loss}
     try:
-        defaults = recipe(values.get("dataset", dataset or "digits"), values.get("loss", "arcface"))
+        defaults = recipe(
+            values.get("dataset", dataset or "digits"), values.get("loss", "arcface"), values.get("epochs")
+        )
         return dataclasses.replace(defaults, **values)
     except UserError as error:
         raise UserError(f"{source}: {error}") from None
@@ -330,6 +308,9 @@ def read(path: Path, dataset: str | None = None, loss: str | None = None) -> Tra
     Raises:
       UserError: no such file, no JSON object, or what `from_dict` raises.
     """
-    if path.is_dir():
-        path = path / "config.json"
-    return from_dict(read_json(path), str(path), dataset, loss)
+    return from_dict(read_values(path), str(path), dataset, loss)
+
+
+def read_values(path: Path) -> dict[str, Any]:
+    """The fields in a JSON file, or in the `config.json` of a directory; UserError where there are none."""
+    return read_json(path / "config.json" if path.is_dir() else path)
