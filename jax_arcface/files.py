@@ -195,6 +195,8 @@ def read_npz(path: Path, names: Sequence[str], optional: Sequence[str] = (), *, 
     """
     arrays: Arrays = {}
     with open_file(path, limit) as file:
+        if file.read(4) != b"PK\3\4":  # zipfile would also take an archive behind something else
+            raise UserError(f"{shown(path)} is not an .npz file that can be read: it does not begin as one")
         try:
             with zipfile.ZipFile(file) as archive:
                 members = {info.filename: info for info in archive.infolist()}

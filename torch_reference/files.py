@@ -165,6 +165,9 @@ def read_npz(path: Path, names: Sequence[str], optional: Sequence[str] = (), lar
     check_file(path, largest)
     arrays: Arrays = {}
     try:
+        with open(path, "rb") as file:
+            if file.read(4) != b"PK\x03\x04":  # zipfile finds archives in the middle of a file, too
+                raise UserError(f"{one_line(path)} is not an .npz file that can be read: it begins with something else")
         with zipfile.ZipFile(path) as archive:
             there = archive.namelist()
             for name in names:

@@ -243,17 +243,27 @@ RECIPES = {
         cutout=8,
     ),
 }
+# A folder of the user's photos: sides of 32 pixels are what `airnet` was made for.
+PHOTOS = TrainConfig(
+    image_size=32,
+    backbone="airnet",
+    width=0.5,
+    margin_warmup_epochs=5,
+    schedule="linear",
+    shift=2,
+    flip=True,
+)
 
 
 def recipe(dataset: str, loss: str = "arcface", epochs: int | None = None) -> TrainConfig:
-    """The defaults for a data set, a loss and a number of epochs; for a folder of the user's own, `TrainConfig`'s.
+    """The defaults for a data set, a loss and a number of epochs; for a folder of the user's own, `PHOTOS`.
 
     Both warm-ups take at most a quarter of the epochs, so that rate and margin arrive in a short training, too.
 
     >>> recipe("mnist", epochs=1).margin_warmup_epochs
     0.25
     """
-    defaults = RECIPES.get(dataset) or TrainConfig(dataset=dataset)
+    defaults = RECIPES.get(dataset) or dataclasses.replace(PHOTOS, dataset=dataset)
     objective = parse(loss)
     changes: dict[str, Any] = {"epochs": defaults.epochs if epochs is None else epochs}
     longest = changes["epochs"] / 4

@@ -39,8 +39,10 @@ def test_every_data_set_has_valid_defaults_for_every_loss(dataset, loss):
     assert (config.dataset, config.loss) == (dataset, loss)
 
 
-def test_folder_has_the_general_defaults():
-    assert configs.recipe("my/pets") == TrainConfig(dataset="my/pets")
+def test_a_folder_has_a_network_for_photos():
+    pets = configs.recipe("my/pets")
+    assert (pets.dataset, pets.backbone, pets.image_size, pets.image_fit) == ("my/pets", "airnet", 32, "crop")
+    assert dataclasses.replace(pets, dataset="more/pets") == configs.recipe("more/pets")
 
 
 def test_file_starts_from_the_defaults_of_its_data_set(tmp_path):

@@ -226,10 +226,20 @@ RECIPES = {
         cutout=8,
     ),
 }
+# A folder of the user's photos: sides of 32 pixels are what `airnet` was made for.
+PHOTOS = TrainConfig(
+    image_size=32,
+    backbone="airnet",
+    width=0.5,
+    margin_warmup_epochs=5,
+    schedule="linear",
+    shift=2,
+    flip=True,
+)
 
 
 def recipe(dataset: str, loss: str = "arcface", epochs: int | None = None) -> TrainConfig:
-    """The defaults for a data set and a loss; for a folder of the user's own, those of `TrainConfig`.
+    """The defaults for a data set and a loss; for a folder of the user's own, `PHOTOS`.
 
     Args:
       epochs: how many, instead of the data set's; neither warm-up is then longer than a quarter of them.
@@ -237,7 +247,7 @@ def recipe(dataset: str, loss: str = "arcface", epochs: int | None = None) -> Tr
     >>> recipe("mnist").warmup_epochs, recipe("mnist", epochs=1).warmup_epochs
     (1.0, 0.25)
     """
-    start = RECIPES.get(dataset) or TrainConfig(dataset=dataset)
+    start = RECIPES.get(dataset) or dataclasses.replace(PHOTOS, dataset=dataset)
     objective = parse(loss)
     classifier = objective.classifier
     changes: dict[str, Any] = {"loss": loss}

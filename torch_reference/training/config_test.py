@@ -33,7 +33,7 @@ def test_a_loss_has_its_own_defaults(loss, changes):
         ("mnist", 6, (1.0, 1.5)),
         ("cifar10", 40, (1.0, 5)),
         ("digits", 0, (0.0, 0.0)),
-        ("some/folder", 2, (0.5, 0.0)),
+        ("some/folder", 2, (0.5, 0.5)),
     ],
 )
 def test_warmups_take_a_quarter_of_the_training_at_most(dataset, epochs, warmups):
