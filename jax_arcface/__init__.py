@@ -1,167 +1,28 @@
 """ArcFace and its family of angular-margin losses in JAX and Flax.
 
-Losses as pure functions (`margin_softmax_loss`), as values that are summed and trained with (`arcface() + 0.01 *
-center()`), and as a Flax module that owns the prototypes (`ArcFaceHead`, `Head`); backbones, `fit`, `load_model` and
-evaluation.
+    from jax_arcface import ArcFaceHead, fit, load_model, margin_softmax_loss
+
+Losses are pure functions (`margin_softmax_loss`), values that are summed and trained with (`arcface() + 0.01 *
+center()`), and a Flax module that owns the prototypes (`ArcFaceHead`, `Head`). `api.py` lists all names. JAX is
+imported when the first of them is asked for, so that the command line can answer a mistake or Ctrl-C at once.
 """
 
-from jax_arcface.data.source import ArraySource, Source
-from jax_arcface.errors import UserError
-from jax_arcface.evaluation import accuracy, class_means, mean_loss, predict
-from jax_arcface.losses import (
-    Margin,
-    a_softmax_loss,
-    adacos_loss,
-    adaface_loss,
-    annealed_lambda,
-    center_displacements,
-    center_loss,
-    circle_loss,
-    contrastive_loss,
-    cosines,
-    curricularface_loss,
-    fused_margin_softmax_loss,
-    hyperspherical_energy,
-    initial_adacos_scale,
-    inter_loss,
-    intra_loss,
-    lengths,
-    linear_logits,
-    linear_softmax_loss,
-    magface_loss,
-    margin_logits,
-    margin_softmax_loss,
-    marginal_loss,
-    modified_softmax_loss,
-    multi_similarity_loss,
-    nearest_class,
-    normalize,
-    range_loss,
-    softmax_loss,
-    supcon_loss,
-    triplet_loss,
-)
-from jax_arcface.losses.registry import Objective, parse
-from jax_arcface.losses.terms import (
-    a_softmax,
-    adacos,
-    adaface,
-    arcface,
-    center,
-    center_learnt,
-    circle,
-    combined,
-    contrastive,
-    cosface,
-    curricularface,
-    elastic_cosface,
-    elasticface,
-    inter,
-    intra,
-    magface,
-    marginal,
-    mhe,
-    modified_softmax,
-    multi_similarity,
-    norm_softmax,
-    range_,
-    softmax,
-    sphereface,
-    subcenter,
-    supcon,
-    triplet,
-)
-from jax_arcface.models.airnet import AirNet
-from jax_arcface.models.backbones import BACKBONES
-from jax_arcface.models.heads import ArcFaceHead, Head
-from jax_arcface.models.lenet import LeNet
-from jax_arcface.models.resnet import ResNet
-from jax_arcface.models.trained import Model, load_model
-from jax_arcface.training.config import TrainConfig, recipe
-from jax_arcface.training.fit import Diverged, Record, Reporter, fit, fit_config, fit_replicas
+from __future__ import annotations
 
-__all__ = [
-    "BACKBONES",
-    "AirNet",
-    "ArcFaceHead",
-    "ArraySource",
-    "Diverged",
-    "Head",
-    "LeNet",
-    "Margin",
-    "Model",
-    "Objective",
-    "Record",
-    "Reporter",
-    "ResNet",
-    "Source",
-    "TrainConfig",
-    "UserError",
-    "a_softmax",
-    "a_softmax_loss",
-    "accuracy",
-    "adacos",
-    "adacos_loss",
-    "adaface",
-    "adaface_loss",
-    "annealed_lambda",
-    "arcface",
-    "center",
-    "center_displacements",
-    "center_learnt",
-    "center_loss",
-    "circle",
-    "circle_loss",
-    "class_means",
-    "combined",
-    "contrastive",
-    "contrastive_loss",
-    "cosface",
-    "cosines",
-    "curricularface",
-    "curricularface_loss",
-    "elastic_cosface",
-    "elasticface",
-    "fit",
-    "fit_config",
-    "fit_replicas",
-    "fused_margin_softmax_loss",
-    "hyperspherical_energy",
-    "initial_adacos_scale",
-    "inter",
-    "inter_loss",
-    "intra",
-    "intra_loss",
-    "lengths",
-    "linear_logits",
-    "linear_softmax_loss",
-    "load_model",
-    "magface",
-    "magface_loss",
-    "margin_logits",
-    "margin_softmax_loss",
-    "marginal",
-    "marginal_loss",
-    "mean_loss",
-    "mhe",
-    "modified_softmax",
-    "modified_softmax_loss",
-    "multi_similarity",
-    "multi_similarity_loss",
-    "nearest_class",
-    "norm_softmax",
-    "normalize",
-    "parse",
-    "predict",
-    "range_",
-    "range_loss",
-    "recipe",
-    "softmax",
-    "softmax_loss",
-    "sphereface",
-    "subcenter",
-    "supcon",
-    "supcon_loss",
-    "triplet",
-    "triplet_loss",
-]
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from jax_arcface.api import *  # noqa: F403
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__all__" or not name.startswith("_"):
+        api = importlib.import_module("jax_arcface.api")
+        if name == "__all__" or name in api.__all__:
+            return getattr(api, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *importlib.import_module("jax_arcface.api").__all__])

@@ -1,5 +1,6 @@
 """The public names of the package; `torch_reference` itself imports them when one is asked for."""
 
+from torch_reference.errors import UserError
 from torch_reference.evaluation import accuracy, class_means, mean_loss, predict
 from torch_reference.losses.adaptive import (
     adacos_loss,
@@ -59,13 +60,13 @@ from torch_reference.losses.terms import (
     modified_softmax,
     multi_similarity,
     norm_softmax,
-    range,
     softmax,
     sphereface,
     subcenter,
     supcon,
     triplet,
 )
+from torch_reference.losses.terms import range as range_
 from torch_reference.losses.vectors import cosines, lengths, normalize
 from torch_reference.models.airnet import AirNet
 from torch_reference.models.backbones import make_backbone
@@ -75,11 +76,13 @@ from torch_reference.models.resnet import ResNet
 from torch_reference.models.trained import Model, load_model
 from torch_reference.training.config import TrainConfig, recipe
 from torch_reference.training.fit import Record, Reporter, fit, fit_config
+from torch_reference.training.step import Diverged
 
 __all__ = [
     "AirNet",
     "ArcFaceHead",
     "Classifier",
+    "Diverged",
     "Head",
     "LeNet",
     "Margin",
@@ -89,6 +92,7 @@ __all__ = [
     "Reporter",
     "ResNet",
     "TrainConfig",
+    "UserError",
     "a_softmax",
     "a_softmax_loss",
     "accuracy",
@@ -145,7 +149,7 @@ __all__ = [
     "normalize",
     "parse",
     "predict",
-    "range",
+    "range_",
     "range_loss",
     "recipe",
     "softmax",

@@ -103,6 +103,7 @@ class ArcFaceHead(Head):
       margin: any `Margin`; ArcFace's where None.
       scale: s, > 0.
       subcenters: K, prototypes a class, of which the nearest counts (Sub-center ArcFace, Deng et al., ECCV 2020).
+      label_smoothing: the share of the target distribution that is spread evenly over all classes, in [0, 1).
 
     Raises:
       ValueError: a dimension, a class count or K that is not 1, 2, 3 and so on; a scale that is not > 0 and finite.
@@ -121,13 +122,15 @@ class ArcFaceHead(Head):
         margin: Margin | None = None,
         scale: float = 64.0,
         subcenters: int = 1,
+        label_smoothing: float = 0.0,
     ):
         checks.whole(subcenters=subcenters)
         checks.positive(scale=scale)
         if margin is not None and not isinstance(margin, Margin):
             raise TypeError(f"margin is {margin!r}; it must be a Margin, such as Margin.arcface(0.5)")
         margin = Margin.arcface() if margin is None else margin
-        super().__init__(margin_softmax(margin, scale=scale, subcenters=subcenters), embedding_dim, num_classes)
+        objective = margin_softmax(margin, scale=scale, subcenters=subcenters, label_smoothing=label_smoothing)
+        super().__init__(objective, embedding_dim, num_classes)
         self.margin, self.scale = margin, scale
 
     def cosines(self, embeddings: Tensor) -> Tensor:
