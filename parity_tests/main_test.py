@@ -10,7 +10,7 @@ from parity_tests import lockstep, planted
 from parity_tests.cases import PAIRS, Case, Unavailable, all_cases
 from parity_tests.compare import difference
 from parity_tests.lockstep import Moment
-from torch_reference.training import fit as torch_training
+from torch_reference.training import step as torch_training
 
 
 def unavailable():

@@ -95,8 +95,8 @@ ERRORS = (
     Planted(
         "label smoothing spread over the other classes only",
         "jax_arcface/losses/softmax.py",
-        "losses = (1 - label_smoothing) * losses",
-        "label_smoothing *= logits.shape[1] / (logits.shape[1] - 1)\n        losses = (1 - label_smoothing) * losses",
+        "label_smoothing * jnp.mean(target[:, None] - logits, axis=-1)",
+        "label_smoothing * jnp.sum(target[:, None] - logits, axis=-1) / (logits.shape[1] - 1)",
         ("losses",),
     ),
     Planted(

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import mpmath
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -297,7 +298,11 @@ def test_a_wide_label_does_not_wrap_around_to_a_class(dtype):
 def test_any_integers_are_labels():
     x, w = (np.float32(a) for a in example())
     wanted = numpy_loss(x, w, LABELS, (1, 0.5, 0))
-    kinds = [LABELS.tolist(), *(LABELS.astype(d) for d in (np.uint8, np.int8, np.int64, np.uint64)), jnp.array(LABELS)]
+    kinds = [
+        LABELS.tolist(),
+        *(LABELS.astype(d) for d in (np.uint8, np.int8, np.uint32, np.int64, np.uint64)),
+        jnp.array(LABELS),
+    ]
     for labels in kinds:
         assert margin_softmax_loss(x, w, labels, Margin.arcface()) == pytest.approx(wanted, abs=1e-4)
 
@@ -345,6 +350,38 @@ def test_softmax_loss_of_narrow_logits_is_computed_in_float32(dtype):
     assert loss.dtype == jnp.float32
     assert loss == pytest.approx(wanted, rel=1e-6)
     np.testing.assert_allclose(np.float64(gradient), [[1 - 0.1 / 3, -0.9 - 0.1 / 3, -0.1 / 3]], rtol=1e-2)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_small_losses_and_their_gradients_match_mpmath(dtype):
+    """The difference of the log-sum-exp and the target's logit would be 0 in float32, and lose digits in float64."""
+    with jax.enable_x64(dtype == np.float64):
+        margins = np.array([8, 16, 24, 32, 48, 64], dtype)  # the target's logit above the others, [B]
+        logits = np.stack([0 * margins, margins, margins / 4, -margins], axis=1)
+        loss = jax.jit(functools.partial(softmax_loss, reduction="none"))
+        losses, pull = jax.vjp(lambda z: loss(z, np.ones(len(z), int)), logits)
+        (gradients,) = pull(np.ones_like(margins))
+        digits = 40 * np.finfo(dtype).eps  # exp(-x) has x of them less
+        for row, got, gradient in zip(logits, losses, gradients, strict=True):
+            with mpmath.workdps(40):
+                above = [mpmath.exp(mpmath.mpf(float(z)) - mpmath.mpf(float(row[1]))) for z in np.delete(row, 1)]
+                exact, share = mpmath.log1p(sum(above)), 1 + sum(above)
+                slopes = [float(part / share) for part in above]
+            np.testing.assert_allclose(got, float(exact), rtol=digits)
+            np.testing.assert_allclose(np.delete(gradient, 1), slopes, 2 * digits, np.finfo(dtype).tiny)
+            np.testing.assert_allclose(gradient[1], -sum(slopes), rtol=2 * digits)
+
+
+@pytest.mark.usefixtures("x64")
+def test_a_small_margin_softmax_loss_matches_mpmath():
+    theta, scale = 1e-3, 64.0
+    x, w = np.array([[np.cos(theta), np.sin(theta), 0]]), np.eye(3)
+    got = margin_softmax_loss(x, w, np.array([0]), Margin.softmax(), scale)
+    with mpmath.workdps(40):
+        length = mpmath.sqrt(sum(mpmath.mpf(v) ** 2 for v in x[0]))
+        z = [scale * mpmath.mpf(v) / length for v in x[0]]
+        exact = mpmath.log1p(mpmath.exp(z[1] - z[0]) + mpmath.exp(z[2] - z[0]))
+    assert got == pytest.approx(float(exact), rel=1e-13)
 
 
 def test_softmax_loss_wants_a_matrix():

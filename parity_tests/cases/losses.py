@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import itertools
 import math
 from collections.abc import Callable, Iterator
@@ -14,10 +15,12 @@ import torch
 import jax_arcface
 import torch_reference
 from jax_arcface.losses import pairs as jax_pairs
+from jax_arcface.losses import regularizers as jax_regularizers
 from parity_tests.cases import Case, Unavailable, bound_of, renamed
 from parity_tests.cases.margins import GRADIENTS, POLICIES, presets
 from parity_tests.compare import Difference, compare, difference, differences, direction, jax_side, torch_side
 from torch_reference.losses import pairs as torch_pairs
+from torch_reference.losses import regularizers as torch_regularizers
 
 SCALE = 16.0
 CLASSES, DIM = 5, 7
@@ -158,6 +161,109 @@ def _cosines(dtype: str) -> Iterator[Difference]:
     # equally near, whatever the order of summation: the first takes the gradient
     axes = np.eye(DIM, dtype=dtype)[[[0, 1, 1], [2, 2, 3], [4, 4, 4]]]
     yield from renamed("equal sub-centres:", compare(jax_arcface.cosines, torch_reference.cosines, x, axes).differences)
+
+
+# ---- weights and reduction
+
+
+def _x_w_y(package: Any, *inputs: Any) -> tuple[Any, ...]:
+    return inputs
+
+
+def _x_y(package: Any, x: Any, w: Any, y: Any) -> tuple[Any, ...]:
+    return x, y
+
+
+def _w_y(package: Any, x: Any, w: Any, y: Any) -> tuple[Any, ...]:
+    return w, y
+
+
+# every loss: its module and function, what it takes of (package, embeddings, prototypes, labels), and its options
+_LOSSES: dict[str, tuple[str, str, Callable[..., tuple[Any, ...]], dict[str, Any]]] = {
+    "softmax": ("softmax", "softmax_loss", lambda package, x, w, y: (x, y, 0.1), {}),
+    "margin softmax": (
+        "softmax",
+        "margin_softmax_loss",
+        lambda package, x, w, y: (x, w, y, package.Margin.arcface(), SCALE, 0.1, 0.5),
+        {},
+    ),
+    "elastic": (
+        "softmax",
+        "margin_softmax_loss",
+        lambda package, x, w, y: (x, w, y, package.Margin(m2=0.2 + abs(x[:, 0]) % 0.5), SCALE),
+        {},
+    ),
+    "linear softmax": ("softmax", "linear_softmax_loss", lambda package, x, w, y: (x, w, w[:, 0], y), {}),
+    "modified softmax": ("softmax", "modified_softmax_loss", _x_w_y, {}),
+    "a_softmax": ("softmax", "a_softmax_loss", _x_w_y, {}),
+    "adacos": ("adaptive", "adacos_loss", lambda package, x, w, y: (x, w, y, 3.0), {}),
+    "curricularface": ("adaptive", "curricularface_loss", lambda package, x, w, y: (x, w, y, 0.3), {"rate": 0.2}),
+    "magface": ("adaptive", "magface_loss", _x_w_y, {"shortest": 1.0, "longest": 8.0}),
+    "adaface": ("adaptive", "adaface_loss", lambda package, x, w, y: (x, w, y, 3.0, 2.0), {"rate": 0.3}),
+    "center": ("regularizers", "center_loss", _x_w_y, {}),
+    "intra": ("regularizers", "intra_loss", _x_w_y, {}),
+    "inter": ("regularizers", "inter_loss", _w_y, {"block_size": 2}),
+    "energy": ("regularizers", "hyperspherical_energy", _w_y, {"block_size": 2}),
+    "contrastive": ("pairs", "contrastive_loss", _x_y, {}),
+    "contrastive, angular": ("pairs", "contrastive_loss", _x_y, {"distance": "angular"}),
+    **{
+        f"triplet, {distance}, {mining}": ("pairs", "triplet_loss", _x_y, {"distance": distance, "mining": mining})
+        for distance, mining in (("angular", "all"), ("l2", "hard"), ("angular", "semi_hard"))
+    },
+    "circle": ("pairs", "circle_loss", _x_y, {"gamma": 16.0}),
+    "multi_similarity": ("pairs", "multi_similarity_loss", _x_y, {"base": 0.5}),
+    "supcon": ("pairs", "supcon_loss", _x_y, {}),
+    "marginal": ("pairs", "marginal_loss", _x_y, {}),
+    "range": ("pairs", "range_loss", _x_y, {"alpha": 0.3, "beta": 0.7, "margin": 100.0}),
+}
+
+_ONE_OF_EACH_KIND = ("margin softmax", "adaface", "intra", "triplet, angular, all", "supcon", "range")
+
+
+@functools.cache
+def _reduced(package: Any, name: str) -> Callable[..., Any]:
+    """The mean with weights, and what there is without reduction, with weights and without; with the states beside."""
+    module, function, arguments, options = _LOSSES[name]
+    loss = getattr(importlib.import_module(f"{package.__name__}.losses.{module}"), function)
+
+    def all_three(x, w, labels, weights):
+        given = arguments(package, x, w, labels)
+        return {
+            "mean": loss(*given, weights=weights, **options),
+            "none": loss(*given, weights=weights, reduction="none", **options),
+            "without weights": loss(*given, reduction="none", **options),
+        }
+
+    return all_three
+
+
+def weightings() -> dict[str, np.ndarray]:
+    """Weights [24] by name; those of 0 are at classes of their own, too."""
+    some = np.random.default_rng(5).uniform(0.1, 3.0, 24)
+    some[[0, 7, 8, 13]] = 0
+    mask = np.ones(24)
+    mask[[1, 6, 11, 16, 21, 3, 4, 5]] = 0  # all of class 1, and others
+    return {"weights": some, "mask": mask, "all 0": np.zeros(24)}
+
+
+def _weighted(name: str) -> Iterator[Difference]:
+    x, w, labels = batch("float64")
+    for what, weights in weightings().items():
+        inputs = (x, w, labels, weights)
+        here = jax_side(_reduced(jax_arcface, name), inputs, (0, 1))
+        there = torch_side(_reduced(torch_reference, name), inputs, (0, 1))
+        yield from renamed(f"{what}:", differences(here, there))
+
+
+def _displacements() -> Iterator[Difference]:
+    x, centers, labels = batch("float64")
+    for what, weights in weightings().items():
+        report = compare(
+            lambda *given: jax_regularizers.center_displacements(*given[:3], weights=given[3]),
+            lambda *given: torch_regularizers.center_displacements(*given[:3], weights=given[3]),
+            *(x, centers, labels, weights),
+        )
+        yield from renamed(f"{what}:", report.differences)
 
 
 # ---- third opinions
@@ -354,6 +460,24 @@ CASES = [
         )
         for dtype in ("float64", "float32")
         for name, (what, measure) in _FUNCTIONS.items()
+    ),
+    *(
+        Case(
+            f"weights and reduction: {name}",
+            "losses",
+            "float64",
+            **bound_of("float64"),
+            measure=functools.partial(_weighted, name),
+            slow=name not in _ONE_OF_EACH_KIND,
+        )
+        for name in _LOSSES
+    ),
+    Case(
+        "weights: displacements of centres",
+        "losses",
+        "float64",
+        **bound_of("float64"),
+        measure=_displacements,
     ),
     *(
         Case(

@@ -48,8 +48,8 @@ def contrastive_loss(
       A scalar, or [B] without reduction, float32 (float64 for float64).
 
     Raises:
-      ValueError: shapes that do not fit, an unknown distance, an m that is negative or not
-        finite, or as `softmax_loss`.
+      ValueError: shapes that do not fit, an unknown distance, an m that is negative or not finite, or as
+        `softmax_loss`.
       TypeError: labels that are not integers, or complex numbers.
 
     >>> x, y = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]]), torch.tensor([0, 0, 1])
@@ -100,8 +100,8 @@ def triplet_loss(
       A scalar, or [B] without reduction, float32 (float64 for float64); 0 where there is no triplet.
 
     Raises:
-      ValueError: shapes that do not fit, an unknown distance or mining, an m that is negative
-        or not finite, or as `softmax_loss`.
+      ValueError: shapes that do not fit, an unknown distance or mining, an m that is negative or not finite, or
+        as `softmax_loss`.
       TypeError: labels that are not integers, or complex numbers.
 
     >>> x, y = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]]), torch.tensor([0, 0, 1])

@@ -43,8 +43,7 @@ def center_loss(
       A scalar, or [B] without reduction, float32 (float64 for float64).
 
     Raises:
-      ValueError: shapes that do not fit, a label outside [0, C), a negative weight, or an unknown
-        reduction.
+      ValueError: shapes that do not fit, a label outside [0, C), a negative weight, or an unknown reduction.
       TypeError: labels that are not integers, or complex numbers.
 
     >>> center_loss(torch.tensor([[3.0, 4.0]]), torch.zeros(2, 2), torch.tensor([1]))
