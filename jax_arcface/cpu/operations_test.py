@@ -88,7 +88,7 @@ def test_every_backbone_is_exported_with_a_symbolic_batch(name):
 
 @pytest.mark.usefixtures("library")
 def test_for_several_devices_it_is_xlas():
-    mesh = jax.sharding.AbstractMesh((2,), ("d",))
+    mesh = jax.sharding.AbstractMesh((2,), ("d",), axis_types=(jax.sharding.AxisType.Auto,))
     sharded = jax.ShapeDtypeStruct(X.shape, X.dtype, sharding=jax.NamedSharding(mesh, PartitionSpec("d")))
     assert not is_onednn(gradients, sharded, *INPUTS[1:], lowering_platforms=("cpu",))
     with pytest.raises(ValueError, match="2 devices"):
