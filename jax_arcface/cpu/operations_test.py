@@ -79,6 +79,7 @@ def test_an_export_is_xlas():
 @pytest.mark.parametrize("name", BACKBONES)
 def test_every_backbone_is_exported_with_a_symbolic_batch(name):
     model = BACKBONES[name]((16, 16, 3), 8, 0.1, rngs=nnx.Rngs(0))
+    model.eval()
     graphdef, state = nnx.split(model)
     images = jax.ShapeDtypeStruct(export.symbolic_shape("b, 16, 16, 3"), np.float32)
     exported = export.export(jax.jit(lambda state, images: nnx.merge(graphdef, state)(images)))(state, images)
