@@ -6,6 +6,7 @@ Nothing is imported before `main` runs, so that it can answer Ctrl-C, and PyTorc
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 
@@ -56,6 +57,10 @@ def _answer(words: Sequence[str]) -> int:
         return _run(words[0], words[1:])
     except UserError as error:
         return _said(str(error), 2)
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:  # the one that is the user's wherever it comes from
+            raise
+        return _said(f"{error.filename} is too long a name for a file", 2)
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("torch_reference"):
             raise
