@@ -12,9 +12,11 @@
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Any
 
+TYPE_CHECKING = False  # as type checkers know it; the module `typing` takes longer to import than all of this
 if TYPE_CHECKING:
+    from typing import Any
+
     from torch_reference.api import *  # noqa: F403
 
 

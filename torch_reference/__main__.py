@@ -1,16 +1,18 @@
 """The command line: `python -m torch_reference train|evaluate|embed`.
 
-PyTorch is imported only once a command is known, so that `--help` needs neither it nor time.
+Nothing is imported before `main` runs, so that it can answer Ctrl-C, and PyTorch only once a command is known, so that
+`--help` needs neither it nor time.
 """
 
 from __future__ import annotations
 
-import ctypes
+import errno
 import os
 import sys
-from collections.abc import Sequence
 
-from torch_reference.errors import UserError, nearest
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 COMMANDS = ("train", "evaluate", "embed")
 USAGE = f"""usage: python -m torch_reference {{{",".join(COMMANDS)}}} ...
@@ -34,6 +36,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
+        return _answer(words)
+    except KeyboardInterrupt:
+        return _said("ended at once by Ctrl-C", 130)
+    except BrokenPipeError:  # who reads, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def _answer(words: Sequence[str]) -> int:
+    from torch_reference.errors import UserError, nearest
+
+    try:
         if not words or words[0] in ("-h", "--help"):
             print(USAGE)
             return 0
@@ -43,15 +57,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _run(words[0], words[1:])
     except UserError as error:
         return _said(str(error), 2)
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:  # the one that is the user's wherever it comes from
+            raise
+        return _said(f"{error.filename} is too long a name for a file", 2)
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("torch_reference"):
             raise
         return _said(f"it needs {error.name}, which is not installed: pip install {error.name}", 1)
-    except KeyboardInterrupt:
-        return _said("ended at once by Ctrl-C", 130)
-    except BrokenPipeError:  # who reads, such as `head`, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
 
 
 def _run(command: str, words: Sequence[str]) -> int:
@@ -84,6 +97,8 @@ def keep_freed_memory() -> bool:
     Returns:
       Whether glibc did so; an older one refuses.
     """
+    import ctypes
+
     tuned = [name for name in os.environ if name.startswith(("GLIBC_TUNABLES", "MALLOC_"))]
     if tuned or not sys.platform.startswith("linux"):
         return False

@@ -341,7 +341,20 @@ def test_help_tells_every_flag_and_default(capsys):
 
 # ---- mistakes
 
+
 # words, and what the answer must name: what is wrong, or what is right
+def test_a_name_that_is_too_long_for_a_file(capsys):
+    name = "n" * 300
+    for words in (
+        ["evaluate", name],
+        ["evaluate", f"{name}.npz"],
+        ["embed", name, "x.png"],
+        ["train", "--dataset", name],
+    ):
+        assert name in complaint(capsys, *words)
+    complaint(capsys, "train", "--resume", "--out", name)
+
+
 TRAIN_MISTAKES = [
     (["--epochs", "abc"], "--epochs is 'abc'; it must be a whole number"),
     (["--epochs"], "--epochs needs a value"),

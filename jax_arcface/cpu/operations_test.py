@@ -79,6 +79,7 @@ def test_an_export_is_xlas():
 @pytest.mark.parametrize("name", BACKBONES)
 def test_every_backbone_is_exported_with_a_symbolic_batch(name):
     model = BACKBONES[name]((16, 16, 3), 8, 0.1, rngs=nnx.Rngs(0))
+    model.eval()
     graphdef, state = nnx.split(model)
     images = jax.ShapeDtypeStruct(export.symbolic_shape("b, 16, 16, 3"), np.float32)
     exported = export.export(jax.jit(lambda state, images: nnx.merge(graphdef, state)(images)))(state, images)
@@ -88,7 +89,7 @@ def test_every_backbone_is_exported_with_a_symbolic_batch(name):
 
 @pytest.mark.usefixtures("library")
 def test_for_several_devices_it_is_xlas():
-    mesh = jax.sharding.AbstractMesh((2,), ("d",))
+    mesh = jax.sharding.AbstractMesh((2,), ("d",), axis_types=(jax.sharding.AxisType.Auto,))
     sharded = jax.ShapeDtypeStruct(X.shape, X.dtype, sharding=jax.NamedSharding(mesh, PartitionSpec("d")))
     assert not is_onednn(gradients, sharded, *INPUTS[1:], lowering_platforms=("cpu",))
     with pytest.raises(ValueError, match="2 devices"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch_reference.files import read_dataset, read_json, read_safetensors
 from torch_reference.losses.softmax import linear_logits
 from torch_reference.losses.vectors import cosines
 from torch_reference.models import weights
-from torch_reference.models.backbones import make_backbone
+from torch_reference.models.backbones import BACKBONES, make_backbone
 from torch_reference.models.layers import Backbone, normalise
 
 
@@ -104,32 +105,58 @@ def load_model(run: str | Path, device: str | torch.device = "cpu") -> Model:
     run = Path(run)
     if not (run / "config.json").is_file():
         raise UserError(f"{run} is not a run directory: it has no config.json")
-    described = read_description(run)
-    config = read_json(run / "config.json")
+    described, config = read_description(run), read_json(run / "config.json")
     path = run / "model.safetensors"
     if not path.is_file():
         raise UserError(f"{run} has no model.safetensors: its training is not finished")
     arrays = read_safetensors(path, kinds="f")
-    height, width, channels = described["image_shape"]
-    shape = (height, width, channels)
+    names, (height, width, channels) = tuple(described["class_names"]), described["image_shape"]
+    _check_network(config, run / "config.json")
+
+    def make() -> Backbone:
+        shape, dim = (height, width, channels), config["embedding_dim"]
+        return make_backbone(config["backbone"], shape, dim, config["width"], config["dropout"])
+
+    of_backbone = {name.removeprefix("backbone."): a for name, a in arrays.items() if name.startswith("backbone.")}
     try:
-        backbone = make_backbone(config["backbone"], shape, config["embedding_dim"], config["width"], config["dropout"])
-        precision = config["precision"]
-    except KeyError as error:
-        raise UserError(f"{run / 'config.json'} has no {error}") from None
-    try:
-        weights.load_arrays(
-            backbone, {n.removeprefix("backbone."): a for n, a in arrays.items() if n.startswith("backbone.")}
-        )
-        prototypes, bias, names = arrays["head.prototypes"], arrays.get("head.bias"), tuple(described["class_names"])
-        if len(prototypes) != len(names) or prototypes.shape[-1] != config["embedding_dim"]:
-            raise ValueError(f"its head.prototypes have shape {prototypes.shape} for {len(names)} classes")
-    except KeyError as error:
-        raise UserError(f"{path}: it has no {error}") from None
+        with torch.device("meta"):  # before a network is made that the file does not fill
+            weights.check_arrays(make(), of_backbone)
+        prototypes, bias = _classes(arrays, len(names), config["embedding_dim"])
     except ValueError as error:
         raise UserError(f"{path}: {error}") from None
+    backbone = make()
+    weights.load_arrays(backbone, of_backbone)
     mean, std = np.array(described["mean"]), np.array(described["std"])
-    return Model(backbone.to(device), shape, names, prototypes, bias, mean, std, precision)
+    image_shape = (height, width, channels)
+    return Model(backbone.to(device), image_shape, names, prototypes, bias, mean, std, config["precision"])
+
+
+def _check_network(config: Mapping[str, Any], path: Path) -> None:
+    """Raises UserError where the fields that describe the network are missing or of another kind."""
+    for name, kinds, is_right in (
+        ("backbone", str, lambda value: value in BACKBONES),
+        ("embedding_dim", int, lambda value: value >= 1),
+        ("width", int | float, lambda value: 0 < value <= 64),
+        ("dropout", int | float, lambda value: 0 <= value < 1),
+        ("precision", str, lambda value: value in ("float32", "bfloat16")),
+    ):
+        value = config.get(name)
+        if not isinstance(value, kinds) or isinstance(value, bool) or not is_right(value):
+            raise UserError(f"{path} describes no network: its {name} is {value!r}")
+
+
+def _classes(arrays: Mapping[str, np.ndarray], classes: int, dim: int) -> tuple[np.ndarray, np.ndarray | None]:
+    """The prototypes and the bias; ValueError where they do not fit."""
+    prototypes, bias = arrays.get("head.prototypes"), arrays.get("head.bias")
+    if prototypes is None:
+        raise ValueError("it has no head.prototypes, which the model needs")
+    if prototypes.ndim not in (2, 3) or (prototypes.shape[0], prototypes.shape[-1]) != (classes, dim):
+        raise ValueError(
+            f"its head.prototypes have shape {prototypes.shape}, for {classes} classes and dimension {dim}"
+        )
+    if bias is not None and (bias.shape != (classes,) or prototypes.ndim != 2):
+        raise ValueError(f"its head.bias has shape {bias.shape}, for prototypes {prototypes.shape}")
+    return prototypes, bias
 
 
 def network_precision(precision: str, device: torch.device) -> contextlib.AbstractContextManager[object]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import numpy as np
 import torch
@@ -61,19 +62,27 @@ def to_arrays(model: nn.Module) -> dict[str, np.ndarray]:
     }
 
 
-def load_arrays(model: nn.Module, arrays: dict[str, np.ndarray]) -> None:
+def load_arrays(model: nn.Module, arrays: Mapping[str, np.ndarray]) -> None:
     """Puts weights into a model.
 
     Raises:
-      ValueError: a name that is missing or not known, or a shape that does not fit; the message names it.
+      ValueError: as `check_arrays`.
 
     >>> load_arrays(nn.Linear(2, 1), {"weight": np.zeros((1, 2))})
     Traceback (most recent call last):
     ...
     ValueError: it has no bias, which the model needs
     """
-    state = model.state_dict()
-    expected = {name: value for name, value in state.items() if not name.endswith("num_batches_tracked")}
+    check_arrays(model, arrays)
+    model.load_state_dict(model.state_dict() | {name: torch.from_numpy(array) for name, array in arrays.items()})
+
+
+def check_arrays(model: nn.Module, arrays: Mapping[str, np.ndarray]) -> None:
+    """Raises ValueError for a name that is missing or not known, or a shape that does not fit; the message names it.
+
+    The model may be on PyTorch's device `meta`, where it takes no memory.
+    """
+    expected = {name: value for name, value in model.state_dict().items() if not name.endswith("num_batches_tracked")}
     if missing := expected.keys() - arrays.keys():
         raise ValueError(f"it has no {min(missing)}, which the model needs")
     if strange := arrays.keys() - expected.keys():
@@ -81,4 +90,3 @@ def load_arrays(model: nn.Module, arrays: dict[str, np.ndarray]) -> None:
     for name, value in sorted(expected.items()):
         if arrays[name].shape != tuple(value.shape):
             raise ValueError(f"its {name} has shape {arrays[name].shape}; the model needs {tuple(value.shape)}")
-    model.load_state_dict(state | {name: torch.from_numpy(array) for name, array in arrays.items()})

@@ -148,6 +148,13 @@ def test_every_loss_learns_digits(digits, loss):
     assert collector.records[-1].test_accuracy >= 0.97
 
 
+@pytest.mark.slow
+def test_one_epoch_of_mnist_by_default(published):
+    collector = Collector()
+    fit_config(recipe("mnist", epochs=1), data.load("mnist", published), reporter=collector)
+    assert collector.records[-1].test_accuracy >= 0.99
+
+
 def test_digits_are_learnt(digits):
     collector = Collector()
     config = dataclasses.replace(SMALL, epochs=4, width=0.5, embedding_dim=64, learning_rate=0.05, batch_size=64)
