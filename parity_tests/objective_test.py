@@ -19,7 +19,7 @@ def described(module):
     """Names, kinds, weights, and the options with their defaults."""
     shared = set(jax_objective.SHARED)
     return {
-        name: (entry.kind[:8], entry.weight, {k: o.default for k, o in entry.options.items() if k not in shared})
+        name: (entry.kind, entry.weight, {k: o.default for k, o in entry.options.items() if k not in shared})
         for name, entry in module.LOSSES.items()
     }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping
 
@@ -113,7 +114,7 @@ def mean_loss(
     step: int = 0,
     block_size: int = 1000,
 ) -> float | None:
-    """The mean of the classification loss, times its weight, with its full margin.
+    """The mean of the classification loss, times its weight, with its full margin and without label smoothing.
 
     Args:
       objective: the losses, of which the classification loss counts.
@@ -134,7 +135,9 @@ def mean_loss(
     labels = np.asarray(labels)
     if term is None or term.loss.draws or term.loss.init(len(np.asarray(owned["prototypes"])), 2) or not len(labels):
         return None
-    embeddings, alone, total = np.asarray(embeddings), Objective((term,)), 0.0
+    options = tuple((key, 0.0 if key == "label_smoothing" else value) for key, value in term.options)
+    alone = Objective((dataclasses.replace(term, options=options),))
+    embeddings, total = np.asarray(embeddings), 0.0
     for start in range(0, len(labels), block_size):
         block = slice(start, start + block_size)
         total += float(_loss(alone, dict(owned), embeddings[block], labels[block], step)) * len(labels[block])

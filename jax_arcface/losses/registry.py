@@ -25,7 +25,7 @@ from jax import Array
 from jax_arcface.errors import UserError, nearest
 from jax_arcface.losses.vectors import upcast
 
-Kind = Literal["classification", "regularizer", "pairs"]
+Kind = Literal["classification", "regulariser", "pairs"]
 State = dict[str, Array]
 P = ParamSpec("P")
 
@@ -214,7 +214,7 @@ class Entry:
 
     Args:
       name: of the factory, and in `--loss`.
-      kind: `classification` losses own prototypes; a `regularizer` needs one beside it; `pairs` need neither.
+      kind: `classification` losses own prototypes; a `regulariser` needs one beside it; `pairs` need neither.
       body: from options to a `Loss`.
       weight: its weight in `--loss` where none is given.
       options: by name.
@@ -322,16 +322,16 @@ class Objective:
         """Itself, if it is a loss that can be trained with.
 
         Raises:
-          UserError: two classification losses, a regularizer without one, or sub-centres where they are not defined.
+          UserError: two classification losses, a regulariser without one, or sub-centres where they are not defined.
         """
         of = {
             kind: [term.name for term in self.terms if term.entry.kind == kind]
-            for kind in ("classification", "regularizer")
+            for kind in ("classification", "regulariser")
         }
         if len(of["classification"]) > 1:
             raise UserError(f"{' and '.join(of['classification'])} are classification losses; a sum can have one")
-        if of["regularizer"] and not of["classification"]:
-            name = of["regularizer"][0]
+        if of["regulariser"] and not of["classification"]:
+            name = of["regulariser"][0]
             raise UserError(f"{name} needs a classification loss beside it, such as softmax+{name}")
         if self.subcenters > 1 and (flat := self.names & {"inter", "mhe"}):
             raise UserError(f"{min(flat)} is not defined with sub-centres; there are {self.subcenters}")

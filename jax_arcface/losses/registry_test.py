@@ -219,7 +219,7 @@ def test_learnt_centres_have_the_displacement_for_a_gradient(weight):
 @pytest.mark.parametrize("name", LOSSES)
 def test_every_option_has_an_effect(name):
     """On the value of two steps or on its gradient; the states of the first step go into the second."""
-    alone = f"softmax+{name}" if LOSSES[name].kind == "regularizer" else name
+    alone = f"softmax+{name}" if LOSSES[name].kind == "regulariser" else name
 
     @functools.partial(jax.jit, static_argnums=0)
     def both(words):
@@ -293,7 +293,7 @@ def test_the_signature_is_the_list_of_options():
     for name, entry in LOSSES.items():
         factory = getattr(terms, "range_" if name == "range" else name)
         assert list(inspect.signature(factory).parameters) == list(entry.options)
-        assert factory() == Objective(parse(f"softmax+{name}" if entry.kind == "regularizer" else name).terms[-1:]) * (
+        assert factory() == Objective(parse(f"softmax+{name}" if entry.kind == "regulariser" else name).terms[-1:]) * (
             1 / entry.weight
         )
 

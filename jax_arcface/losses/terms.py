@@ -341,7 +341,7 @@ def elastic_cosface(
 # ---- regularizers
 
 
-@loss("regularizer", weight=0.003)
+@loss("regulariser", weight=0.003)
 def center(rate: Share = 0.5) -> Loss:
     """1/2 mean |x - c_y|^2, c_y moved by -rate sum (c_y - x) / (1 + n_y)."""
 
@@ -359,7 +359,7 @@ def center(rate: Share = 0.5) -> Loss:
     return Loss(apply, frozenset(), init)
 
 
-@loss("regularizer", weight=0.003)
+@loss("regulariser", weight=0.003)
 def center_learnt() -> Loss:
     """1/2 mean |x - c_y|^2, c_y moved by the optimiser."""
 
@@ -375,7 +375,7 @@ def center_learnt() -> Loss:
     return Loss(apply, frozenset({"centers"}))
 
 
-@loss("regularizer")
+@loss("regulariser")
 def intra() -> Loss:
     """mean theta_y / pi."""
 
@@ -385,7 +385,7 @@ def intra() -> Loss:
     return Loss(apply)
 
 
-@loss("regularizer")
+@loss("regulariser")
 def inter() -> Loss:
     """-mean sum_j arccos(W_y . W_j) / (pi (C - 1))."""
 
@@ -395,7 +395,7 @@ def inter() -> Loss:
     return Loss(apply)
 
 
-@loss("regularizer")
+@loss("regulariser")
 def mhe() -> Loss:
     """mean sum_j 1 / |W_y - W_j|^2 / (C - 1)."""
 
@@ -414,7 +414,7 @@ def _of_embeddings(function: Callable[..., Array], **options: Any) -> Loss:
     return Loss(apply, frozenset())
 
 
-@loss("regularizer", name="range")
+@loss("regulariser", name="range")
 def range_(
     k: Annotated[int, Range(1)] = 2,
     alpha: NonNegative = 5e-5,
@@ -425,7 +425,7 @@ def range_(
     return _of_embeddings(pairs.range_loss, k=k, alpha=alpha, beta=beta, margin=margin)
 
 
-@loss("regularizer")
+@loss("regulariser")
 def marginal(theta: Annotated[float, Range(0.0, 4.0)] = 1.2, xi: Annotated[float, Range(0.0, 4.0)] = 0.3) -> Loss:
     """mean max(0, xi -+ (theta - |x_i - x_j|^2)), minus for a pair of one class."""
     return _of_embeddings(pairs.marginal_loss, theta=theta, xi=xi)

@@ -11,7 +11,7 @@ from jax_arcface.losses.registry import LOSSES
 from jax_arcface.training import config as configs
 from jax_arcface.training.config import TrainConfig
 
-LOSSES_ALONE = [name for name, loss in LOSSES.items() if loss.kind != "regularizer"]
+LOSSES_ALONE = [name for name, loss in LOSSES.items() if loss.kind != "regulariser"]
 OTHER = {
     "dataset": "mnist",
     "backbone": "resnet20",

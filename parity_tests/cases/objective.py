@@ -46,7 +46,7 @@ def changed_words() -> list[str]:
 
 
 def _alone(name: str) -> str:
-    return f"softmax+{name}" if LOSSES[name].kind == "regularizer" else name
+    return f"softmax+{name}" if LOSSES[name].kind == "regulariser" else name
 
 
 def _own(entry: Entry) -> list[Option]:

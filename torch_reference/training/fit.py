@@ -187,17 +187,23 @@ def take_class_means(model: Classifier, examples: Loader | None, precision: str 
 
 @torch.no_grad()
 def evaluate(
-    model: Classifier, batches: Loader, precision: str = "float32", step: int = 0, block_size: int = 500
-) -> tuple[float, float]:
-    """The mean loss, with the whole margin, and the accuracy of some batches."""
+    model: Classifier, batches: Loader, precision: str = "float32", step: int = 0, block_size: int = 1000
+) -> tuple[float | None, float]:
+    """The mean classification loss, times its weight, and the accuracy of some batches.
+
+    The loss has its whole margin and no label smoothing. It is None where there is none, or one whose value depends on
+    the batch: with a state, or with margins that are drawn.
+    """
     embeddings, labels = embed_all(model.backbone, batches, precision)
     head = model.head.eval()
-    device = head.prototypes.device
-    total = 0.0
-    for x, y in zip(embeddings.split(block_size), labels.split(block_size), strict=True):
-        total += head.loss(x.to(device), y.to(device), step=step).item() * len(y)
     bias = None if head.bias is None else head.bias.detach().cpu()
-    return total / len(labels), accuracy(embeddings, head.prototypes.detach().cpu(), labels, bias)
+    loss = None
+    if head.has_test_loss:
+        device, total = head.prototypes.device, 0.0
+        for x, y in zip(embeddings.split(block_size), labels.split(block_size), strict=True):
+            total += head.classification_loss(x.to(device), y.to(device), step).item() * len(y)
+        loss = total / len(labels)
+    return loss, accuracy(embeddings, head.prototypes.detach().cpu(), labels, bias)
 
 
 # ---- from a configuration
