@@ -22,14 +22,11 @@ ONE_SIDE_ONLY = {
     "fit_replicas": "vmap has no like in PyTorch",
     "ArraySource": "PyTorch's batches come from a generator",
     "Source": "as ArraySource",
-    "BACKBONES": "backbones by name; PyTorch has make_backbone",
-    "make_backbone": "as BACKBONES",
     "Classifier": "backbone and head as one nn.Module",
-    "add_margin": "a part of margin_logits",
 }
 # Public names of both that no case compares, and why.
 NOT_COMPARED: dict[str, str] = {
-    **{name: "cases/backbones.py compares it by its name" for name in ("AirNet", "LeNet", "ResNet", "make_backbone")},
+    **{name: "cases/backbones.py compares it by its name" for name in ("AirNet", "BACKBONES", "LeNet", "ResNet")},
     **{
         name: "cases/trajectories.py compares trainings"
         for name in ("fit", "fit_config", "Record", "Reporter", "Diverged", "UserError")
@@ -39,7 +36,7 @@ NOT_COMPARED: dict[str, str] = {
     **{name: "config_test.py compares it" for name in ("TrainConfig", "recipe")},
     **{
         name: "the losses that cases/objective.py compares call it"
-        for name in ("add_margin", "annealed_lambda", "initial_adacos_scale", "lengths", "linear_logits")
+        for name in ("annealed_lambda", "initial_adacos_scale", "lengths", "linear_logits")
     },
     **{
         name: "the losses that cases/objective.py compares call it"

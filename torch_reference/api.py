@@ -29,7 +29,6 @@ from torch_reference.losses.regularizers import (
 )
 from torch_reference.losses.softmax import (
     a_softmax_loss,
-    add_margin,
     annealed_lambda,
     linear_logits,
     linear_softmax_loss,
@@ -69,7 +68,7 @@ from torch_reference.losses.terms import (
 from torch_reference.losses.terms import range as range_
 from torch_reference.losses.vectors import cosines, lengths, normalize
 from torch_reference.models.airnet import AirNet
-from torch_reference.models.backbones import make_backbone
+from torch_reference.models.backbones import BACKBONES
 from torch_reference.models.heads import ArcFaceHead, Classifier, Head
 from torch_reference.models.lenet import LeNet
 from torch_reference.models.resnet import ResNet
@@ -79,6 +78,7 @@ from torch_reference.training.fit import Record, Reporter, fit, fit_config
 from torch_reference.training.step import Diverged
 
 __all__ = [
+    "BACKBONES",
     "AirNet",
     "ArcFaceHead",
     "Classifier",
@@ -100,7 +100,6 @@ __all__ = [
     "adacos_loss",
     "adaface",
     "adaface_loss",
-    "add_margin",
     "angles",
     "annealed_lambda",
     "arcface",
@@ -134,7 +133,6 @@ __all__ = [
     "load_model",
     "magface",
     "magface_loss",
-    "make_backbone",
     "margin_logits",
     "margin_softmax_loss",
     "marginal",

@@ -3,6 +3,7 @@
 What the losses share stands in its modules: `vectors`, `reduction`, `checks`.
 """
 
+from jax_arcface.losses import terms as terms  # fills the registry
 from jax_arcface.losses.adaptive import (
     adacos_loss,
     adaface_loss,

@@ -7,8 +7,9 @@ import pytest
 import safetensors.numpy
 import torch
 
-from torch_reference import Classifier, Head, arcface, cosines, load_model, make_backbone, softmax
+from torch_reference import Classifier, Head, arcface, cosines, load_model, softmax
 from torch_reference.errors import UserError
+from torch_reference.models.backbones import make_backbone
 from torch_reference.models.weights import initialise, to_arrays
 
 CONFIG = {"backbone": "lenet", "embedding_dim": 6, "width": 0.1, "dropout": 0.2, "precision": "float32", "loss": "?"}
