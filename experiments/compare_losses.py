@@ -4,26 +4,24 @@
     python -m experiments compare_losses runs/losses
 
 Reads the run directories in a folder, whichever program wrote them; with `--train` it first trains, with `jax_arcface`,
-those losses that are not there yet: the rows of ArcFace's table 2 and the rest of docs/losses.md, each with the data
-set's recipe, whose margin warm-up takes at most a quarter of the epochs here. A training that was interrupted goes on.
-Prints the table of the finished ones and writes it into the folder, as losses.md and losses.json.
+those losses that are not there yet (a sweep over them): the rows of ArcFace's table 2 and the rest of docs/losses.md,
+each with the data set's recipe. Prints the table of the finished ones and writes it into the folder, as losses.md and
+losses.json.
 """
 
 from __future__ import annotations
 
-import re
 import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from experiments._arguments import Parser, UserError, check_at_least
+from experiments._arguments import Parser, UserError
 from experiments._machine import machine
-from jax_arcface.__main__ import main as jax_arcface
+from experiments.sweep import is_finished, sweep
 from jax_arcface.cli import runs
-from jax_arcface.files import atomic_write
-from jax_arcface.training import config
+from jax_arcface.files import atomic_write, read_npz
 
 # ArcFace's table 2, then what its table 4 and later papers compare.
 LOSSES = (
@@ -46,24 +44,12 @@ ANGLES = {
 
 
 def main(words: list[str]) -> int:
-    """Trains where asked, and prints and writes the table; gives the exit status of a training that does not finish."""
+    """Trains where asked, and prints and writes the table; returns the exit status of a sweep that does not finish."""
     options, flags = _parser().parse_known_args(words)
-    check_at_least(1, epochs=options.epochs)
-    given = [f"--{name}" for name in ("dataset", "epochs", "losses") if getattr(options, name) is not None]
-    if not options.train and (idle := given + flags):
+    if not options.train and (idle := ["--losses"] * bool(options.losses) + flags):
         raise UserError(f"{idle[0]} has no effect without --train")
-    if options.train:
-        recipes = {
-            loss: _recipe(options.dataset or "digits", loss, options.epochs) for loss in options.losses or LOSSES
-        }
-        for loss, recipe in recipes.items():
-            run = options.folder / re.sub(r"[^\w.=+]+", "-", loss)
-            begun = (run / "config.json").exists()
-            if begun and is_finished(run):
-                continue
-            status = jax_arcface(["train", *recipe, "--out", str(run), *flags, *(["--resume"] if begun else [])])
-            if status or not is_finished(run):
-                return status
+    if options.train and (status := sweep(options.folder, {"loss": options.losses or LOSSES}, flags)):
+        return status
     found = [file.parent for file in sorted(options.folder.glob("*/config.json"))]
     finished = [run for run in found if is_finished(run)]
     if left := [run.name for run in found if run not in finished]:
@@ -80,26 +66,10 @@ def main(words: list[str]) -> int:
     return 0
 
 
-def is_finished(run: Path) -> bool:
-    """Whether a run was trained to its last epoch: one that was interrupted, too, leaves embeddings."""
-    records = runs.read_metrics(run)
-    has_ended = bool(records) and records[-1]["epoch"] == runs.read_config(run).epochs
-    return has_ended and (run / "embeddings.npz").exists()
-
-
-def _recipe(dataset: str, loss: str, epochs: int | None) -> list[str]:
-    recipe = config.recipe(dataset, loss)
-    epochs = epochs or recipe.epochs
-    words = ["--dataset", dataset, "--loss", loss, "--epochs", str(epochs)]
-    if recipe.margin_warmup_epochs > epochs / 4:
-        words += ["--margin-warmup-epochs", str(epochs / 4)]
-    return words
-
-
 def row(run: Path) -> dict[str, Any]:
     """What a run reached: its configuration's main fields, accuracy of the last epoch, minutes, angles in degrees."""
     trained, records = runs.read_config(run), runs.read_metrics(run)
-    arrays = runs.read_npz(run / "embeddings.npz", ("embeddings", "labels", "prototypes"))
+    arrays = read_npz(run / "embeddings.npz", ("embeddings", "labels", "prototypes"))
     return {
         "loss": trained.loss if trained.margin is None else f"{trained.loss}, margin {trained.margin:g}",
         "dataset": trained.dataset,
@@ -171,7 +141,5 @@ def _parser() -> Parser:
     parser.add_argument(
         "--train", action="store_true", help="train what is not there; further flags are those of train"
     )
-    parser.add_argument("--dataset", help="what to train on (default: digits)")
-    parser.add_argument("--epochs", type=int, help="epochs of each training (default: the recipe's)")
     parser.add_argument("--losses", nargs="+", help="words for --loss; all where not given")
     return parser

@@ -1,6 +1,6 @@
 import json
 import math
-import signal
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +9,6 @@ import pytest
 from experiments.__main__ import main
 from experiments.compare_losses import LOSSES, angles
 from jax_arcface.__main__ import main as jax_arcface
-from jax_arcface.cli.progress import Progress
 from jax_arcface.cli.runs import read_config
 
 LITTLE = ["--width", "0.05", "--embedding-dim", "4"]
@@ -32,7 +31,7 @@ def test_trains_and_tabulates(tmp_path, capsys):
     words = ["compare_losses", str(tmp_path), "--train", "--losses", "arcface:m=0.4", "softmax", "--epochs", "1"]
     assert main([*words, *LITTLE]) == 0
     # the recipe's three epochs of margin warm-up become a quarter of the one here
-    assert read_config(tmp_path / "arcface-m=0.4").margin_warmup_epochs == 0.25
+    assert read_config(tmp_path / "loss=arcface-m=0.4").margin_warmup_epochs == 0.25
     said = capsys.readouterr().out
     rows = json.loads((tmp_path / "losses.json").read_text())["rows"]
     assert [row["loss"] for row in rows] == ["arcface:m=0.4", "softmax"]
@@ -46,35 +45,13 @@ def test_trains_and_tabulates(tmp_path, capsys):
     assert json.loads((tmp_path / "losses.json").read_text())["rows"] == rows
 
 
-def test_an_interrupted_training_is_no_row_and_goes_on(tmp_path, capsys, monkeypatch):
-    words = ["compare_losses", str(tmp_path), "--train", "--losses", "softmax", "norm_softmax", "--epochs", "2"]
-    on_step = Progress.on_step
-
-    def interrupted(self, replica, epoch, step, metrics):
-        on_step(self, replica, epoch, step, metrics)
-        if (epoch, step) == (1, 2):
-            signal.raise_signal(signal.SIGINT)
-
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a program in the background ignores it
-    with monkeypatch.context() as patch:
-        patch.setattr(Progress, "on_step", interrupted)
-        assert main([*words, *LITTLE]) == 0
-    signal.signal(signal.SIGINT, before)
-    assert (tmp_path / "softmax" / "embeddings.npz").exists()
-    assert not (tmp_path / "norm_softmax").exists()
-    assert not (tmp_path / "losses.md").exists()
-    assert main(["compare_losses", str(tmp_path)]) == 2
-    assert "left out, as their training has not ended: softmax" in capsys.readouterr().err
-    assert main([*words, *LITTLE]) == 0
-    rows = json.loads((tmp_path / "losses.json").read_text())["rows"]
-    assert [row["loss"] for row in rows] == ["softmax", "norm_softmax"]
-    assert len((tmp_path / "softmax" / "metrics.jsonl").read_text().splitlines()) == 2
-
-
-def test_a_run_of_no_epochs_is_no_row(tmp_path, capsys):
-    assert jax_arcface(["train", *LITTLE, "--epochs", "0", "--out", str(tmp_path / "nothing")]) == 0
-    assert main(["compare_losses", str(tmp_path)]) == 2
-    assert "left out, as their training has not ended: nothing" in capsys.readouterr().err
+def test_an_unfinished_training_is_no_row(tmp_path, capsys):
+    assert jax_arcface(["train", *LITTLE, "--epochs", "1", "--out", str(tmp_path / "one")]) == 0
+    shutil.copytree(tmp_path / "one", tmp_path / "two")
+    (tmp_path / "two" / "metrics.jsonl").write_text("")
+    assert main(["compare_losses", str(tmp_path)]) == 0
+    assert "two" in capsys.readouterr().err
+    assert len(json.loads((tmp_path / "losses.json").read_text())["rows"]) == 1
 
 
 @pytest.mark.parametrize("flag", [("--epochs", "1"), ("--dataset", "mnist"), ("--losses", "cosface"), ("--width", "1")])
@@ -84,21 +61,11 @@ def test_flags_of_training_need_training(tmp_path, capsys, flag):
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
-    [
-        ([], "holds no finished run directory; --train makes some"),
-        (["--train", "--losses", "softmax", "arcfase"], "there is no --loss 'arcfase': did you mean 'arcface'?"),
-        (["--train", "--losses", "softmax", "--dataset", "nosuch"], "nosuch"),
-        (["--train", "--epochs", "0"], "--epochs is 0; it must be at least 1"),
-        (["--train", "--epochs", "x"], "argument --epochs: invalid int value: 'x'; see compare_losses --help"),
-        (["--train", "--losses", "softmax", "--widht", "1"], "there is no flag --widht"),
-    ],
+    "words",
+    [[], ["--train", "--losses", "softmax", "--dataset", "nosuch"], ["--train", "--losses", "softmax", "--widht", "1"]],
 )
-def test_a_mistake_is_one_line_and_status_2(tmp_path, capsys, words, said):
+def test_a_mistake_is_status_2_and_leaves_nothing(tmp_path, words):
     assert main(["compare_losses", str(tmp_path), *words]) == 2
-    line = capsys.readouterr().err
-    assert said in line
-    assert line.count("\n") == 1
     assert not list(tmp_path.iterdir())
 
 

@@ -19,7 +19,8 @@ import numpy as np
 
 from experiments._arguments import Parser, UserError, check_at_least
 from jax_arcface import data
-from jax_arcface.cli import commands, runs
+from jax_arcface.cli import runs
+from jax_arcface.models.trained import load_model
 
 
 def main(words: list[str]) -> None:
@@ -74,17 +75,11 @@ def _examples(options: argparse.Namespace) -> tuple[str, Examples, Examples]:
     """What they are, and training and test examples: grey levels from 0 to 1, or a run's embeddings."""
     run = Path(options.run_or_dataset)
     if (run / "config.json").exists():
-        model = commands.load_model(run)
-        config = model.config
-        dataset = data.load(
-            config.dataset,
-            options.data_dir or config.data_dir,
-            image_size=config.image_size,
-            image_fit=config.image_fit,
-        )
-        if (dataset.image_shape, dataset.class_names) != (model.image_shape, model.class_names):
+        config, model = runs.read_config(run), load_model(run)
+        dataset = runs.load_dataset(config, options.data_dir)
+        if (dataset.image_shape, tuple(dataset.class_names)) != (model.image_shape, tuple(model.class_names)):
             raise UserError(f"{config.dataset} has other classes or other images than those {run} was trained on")
-        what, features = f"embeddings of {run}", model.embed
+        what, features = f"embeddings of {run}", lambda split: model.embed(split.images)
     else:
         dataset = data.load(options.run_or_dataset, options.data_dir)
         what, features = f"pixels of {dataset.name}", _pixels

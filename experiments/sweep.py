@@ -93,6 +93,8 @@ def sweep(out: Path, grid: Grid, flags: Sequence[str] = (), program: str = PROGR
         elif status:
             if status == 130:
                 print("stopped; the same command goes on")
+            elif not any(cell.run.exists() for cell in found):
+                (out / "sweep.json").unlink()  # nothing began: the flags may be mended
             return status
     _report(out, program, grid, flags)
     if failed:

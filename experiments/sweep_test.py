@@ -87,11 +87,11 @@ def test_a_training_that_diverges_does_not_stop_the_others(trainings, tmp_path):
     ]
 
 
-def test_a_mistake_in_the_flags_stops_it(trainings, tmp_path):
-    words, ends = trainings
-    ends["seed=0"] = 2
-    assert main(["sweep", str(tmp_path), "--grid", "seed=0,1"]) == 2
-    assert len(words) == 1
+def test_a_mistake_in_the_flags_stops_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(sweep, "train", lambda *_: 2)
+    for flags in (["--widht", "1"], ["--width", "x"]):  # mended, it is no other sweep
+        assert main(["sweep", str(tmp_path), "--grid", "seed=0,1", "--", *flags]) == 2
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

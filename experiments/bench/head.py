@@ -181,7 +181,7 @@ def _partial_fc(options: argparse.Namespace, share: float = 0.1) -> Step:
 
 
 def _jax_environment() -> Mapping[str, str]:
-    from jax_arcface.__main__ import cpu_environment  # not where PyTorch's memory is measured
+    from jax_arcface.cli.environment import cpu_environment  # not where PyTorch's memory is measured
 
     return cpu_environment()
 
@@ -190,7 +190,8 @@ def _contender(make: Callable[[argparse.Namespace], Step], program: str = "torch
     """With the variables of a program's command line, and, where asked for, its way to keep freed memory."""
 
     def made(options: argparse.Namespace) -> Step:
-        if options.keep_freed_memory and not importlib.import_module(f"{program}.__main__").keep_freed_memory():
+        module = "jax_arcface.cli.environment" if program == "jax_arcface" else "torch_reference.__main__"
+        if options.keep_freed_memory and not importlib.import_module(module).keep_freed_memory():
             raise UserError("--keep-freed-memory needs glibc 2.35, and neither GLIBC_TUNABLES nor a MALLOC_ variable")
         return make(options)
 

@@ -11,7 +11,7 @@ from experiments._arguments import Parser
 from experiments.bench import step
 from experiments.bench.floor import Work
 from experiments.bench.turns import Contender, Step
-from jax_arcface.__main__ import cpu_environment
+from jax_arcface.cli.environment import cpu_environment
 
 REFERENCE = "JAX, one after the other"
 

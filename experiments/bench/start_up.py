@@ -49,7 +49,7 @@ def main(words: list[str]) -> int:
 
 def _first_step(dataset: str) -> None:
     from jax_arcface import data
-    from jax_arcface.__main__ import set_up
+    from jax_arcface.cli.environment import set_up
     from jax_arcface.training.config import recipe
     from jax_arcface.training.fit import fit_config
 

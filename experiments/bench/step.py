@@ -16,7 +16,7 @@ import numpy as np
 from experiments._arguments import Parser
 from experiments.bench.floor import Work
 from experiments.bench.turns import Contender, Step
-from jax_arcface.__main__ import cpu_environment, keep_freed_memory
+from jax_arcface.cli.environment import cpu_environment, keep_freed_memory
 from jax_arcface.models.backbones import BACKBONES
 from jax_arcface.training.config import PRECISIONS
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,22 +18,20 @@ class Progress(Reporter):
     """Shows a bar on a terminal and a line an epoch; writes metrics, checkpoints and TensorBoard events.
 
     Args:
-      directories: one run directory for each replica.
-      labels: what their lines begin with.
-      records: the epochs that each has behind it.
+      run: the run directory.
+      records: the epochs that it has behind it.
       epochs: of the whole training.
-      steps_per_epoch: of one replica.
-      batch_size: images in a step of one replica.
+      steps_per_epoch: steps in each.
+      batch_size: images in a step.
       checkpoint_every: epochs between two checkpoints; 0 writes none.
-      tensorboard: also writes TensorBoard events into the run directories (needs tensorboardX).
+      tensorboard: also writes TensorBoard events into the run directory (needs tensorboardX).
       start: steps done before.
     """
 
     def __init__(
         self,
-        directories: Sequence[Path],
-        labels: Sequence[str],
-        records: Sequence[list[dict[str, Any]]],
+        run: Path,
+        records: list[dict[str, Any]],
         *,
         epochs: int,
         steps_per_epoch: int,
@@ -43,10 +40,9 @@ class Progress(Reporter):
         tensorboard: bool,
         start: int = 0,
     ):
-        self.directories, self.labels, self.records = directories, labels, records
-        self.images_per_step = batch_size * len(directories)
+        self.run, self.records, self.batch_size = run, records, batch_size
         self.epochs, self.steps_per_epoch, self.checkpoint_every = epochs, steps_per_epoch, checkpoint_every
-        self.writers = [event_writer()(str(directory)) for directory in directories] if tensorboard else []
+        self.writer = event_writer()(str(run)) if tensorboard else None
         self.began, self.start = time.perf_counter(), start
         self.bar = tqdm(
             total=epochs * steps_per_epoch,
@@ -59,40 +55,38 @@ class Progress(Reporter):
         )
         self.first_step: tuple[float, int] | None = None  # when the first step was done, and which it was
 
-    def on_step(self, replica: int, epoch: int, step: int, metrics: Metrics) -> None:
-        """Moves the bar; with several replicas it shows the first."""
-        if replica == 0:
-            now, done = time.perf_counter(), epoch * self.steps_per_epoch + step
-            if self.first_step is None:
-                self.first_step, speed = (now, done), "compiled"
-            else:
-                began, before = self.first_step
-                speed = f"{(done - before) * self.images_per_step / (now - began):,.0f} images/s"
-            self.bar.set_description_str(
-                f"{self.labels[0]}epoch {epoch + 1}/{self.epochs}  loss {metrics.loss:.4f}  "
-                f"accuracy {100 * metrics.accuracy:.1f} %  {speed}",
-                refresh=False,
-            )
-            self.bar.update(done - self.bar.n)
+    def on_step(self, epoch: int, step: int, metrics: Metrics) -> None:
+        """Moves the bar."""
+        now, done = time.perf_counter(), epoch * self.steps_per_epoch + step
+        if self.first_step is None:
+            self.first_step, speed = (now, done), "compiled"
+        else:
+            began, before = self.first_step
+            speed = f"{(done - before) * self.batch_size / (now - began):,.0f} images/s"
+        self.bar.set_description_str(
+            f"epoch {epoch + 1}/{self.epochs}  loss {metrics.loss:.4f}  "
+            f"accuracy {100 * metrics.accuracy:.1f} %  {speed}",
+            refresh=False,
+        )
+        self.bar.update(done - self.bar.n)
 
-    def on_epoch(self, replica: int, record: Record, state: TrainState) -> None:
+    def on_epoch(self, record: Record, state: TrainState) -> None:
         """Writes what the epoch gave, and prints its line."""
-        directory, records = self.directories[replica], self.records[replica]
-        records.append(record._asdict())
-        runs.write_metrics(directory, records)
+        self.records.append(record._asdict())
+        runs.write_metrics(self.run, self.records)
         if self.checkpoint_every and (record.epoch % self.checkpoint_every == 0 or record.epoch == self.epochs):
-            runs.write_checkpoint(directory, state)
-        if self.writers:
+            runs.write_checkpoint(self.run, state)
+        if self.writer is not None:
             for name, value in record._asdict().items():
-                if name not in ("epoch", "step"):
-                    self.writers[replica].add_scalar(name, value, record.step)
-            self.writers[replica].flush()
+                if name not in ("epoch", "step") and value is not None:
+                    self.writer.add_scalar(name, value, record.step)
+            self.writer.flush()
         done = record.step - self.start
         left = (time.perf_counter() - self.began) / done * (self.epochs * self.steps_per_epoch - record.step)
+        test = "" if record.test_accuracy is None else f"test {100 * record.test_accuracy:.2f} %  "
         self.bar.write(
-            f"{self.labels[replica]}epoch {record.epoch:>{len(str(self.epochs))}}/{self.epochs}  "
-            f"loss {record.train_loss:.4f}  train {100 * record.train_accuracy:.2f} %  "
-            f"test {100 * record.test_accuracy:.2f} %  "
+            f"epoch {record.epoch:>{len(str(self.epochs))}}/{self.epochs}  loss {record.train_loss:.4f}  "
+            f"train {100 * record.train_accuracy:.2f} %  {test}"
             f"{record.images_per_second:,.0f} images/s  {tqdm.format_interval(left)} left",
             file=sys.stdout,
         )
@@ -101,8 +95,8 @@ class Progress(Reporter):
     def close(self) -> None:
         """Leaves the terminal as it was."""
         self.bar.close()
-        for writer in self.writers:
-            writer.close()
+        if self.writer is not None:
+            self.writer.close()
 
 
 def event_writer() -> Any:

@@ -8,14 +8,20 @@
     embeddings.npz      embeddings and labels of the test split, prototypes, a linear classifier's bias, class names
     embeddings.png      a picture of them
 
-Each file is written whole or not at all.
+Each file is written whole or not at all. A run has begun once it has `dataset.json`: a folder in which a training was
+killed before that is begun again. While a process trains in a run, it holds a lock on the folder, which ends with the
+process, however that ends.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
-from collections.abc import Mapping
+import os
+import re
+import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,36 +29,110 @@ import jax
 import numpy as np
 import safetensors.numpy
 
-from jax_arcface import files
+from jax_arcface import data
 from jax_arcface.data import Dataset
 from jax_arcface.errors import UserError
-from jax_arcface.files import atomic_write
-from jax_arcface.files import read_npz as read_npz
+from jax_arcface.files import atomic_write, read_dataset, read_json_lines, read_safetensors
 from jax_arcface.models.weights import Weights
 from jax_arcface.training import config as configs
 from jax_arcface.training.config import TrainConfig
 
+try:
+    import fcntl
+except ImportError:  # on Windows: no lock
+    fcntl = None  # type: ignore[assignment]
+
+_TEMPORARY = re.compile(r"\..+\.\d+")  # as `atomic_write` names them
+
+
+# ---- the folder
+
 
 def check_free(out: Path) -> None:
-    """Raises UserError where `out` holds a run already, is a folder that is not a run, or is no folder."""
-    if (out / "config.json").exists():
+    """Raises UserError where `out` holds a run already, is a folder of other things, or is no folder.
+
+    A folder is free that is empty, or holds what a training left that was killed before its first step.
+    """
+    if holds_run(out):
         raise UserError(f"--out {out} holds a run already; give another folder, or --resume to go on with it")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if out.exists() and (not out.is_dir() or any(not _is_remnant(file) for file in out.iterdir())):
         raise UserError(f"--out {out} exists and is not a run directory; give a new or an empty folder")
 
 
-def create(out: Path, config: TrainConfig) -> None:
-    """Makes a run directory and writes its configuration.
+def holds_run(out: Path) -> bool:
+    """Whether a run has begun in `out`: it has a configuration and any later file."""
+    if not (out / "config.json").is_file():
+        return False
+    return any(not _is_remnant(file) for file in out.iterdir())
+
+
+def _is_remnant(file: Path) -> bool:
+    """Whether a file can be left by a training that was killed before its first step."""
+    if file.name == "checkpoints" and file.is_dir():
+        return all(_TEMPORARY.fullmatch(inner.name) for inner in file.iterdir())
+    return file.name == "config.json" or _TEMPORARY.fullmatch(file.name) is not None
+
+
+@contextlib.contextmanager
+def begin(out: Path, config: TrainConfig, dataset: Dataset, mean: np.ndarray, std: np.ndarray) -> Iterator[None]:
+    """Makes a run directory with `config.json`, then `dataset.json`, and holds its lock.
+
+    Args:
+      out: where to.
+      config: how the run is trained.
+      dataset: what on.
+      mean: of each channel, in grey levels, [C].
+      std: the standard deviation, likewise.
 
     Raises:
-      UserError: as `check_free`, or where the folder cannot be made.
+      UserError: as `check_free` and `locked`, or where the folder cannot be made.
     """
     check_free(out)
     try:
-        (out / "checkpoints").mkdir(parents=True, exist_ok=True)
+        out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--out {out} cannot be made: {error.strerror}") from None
-    write_json(out / "config.json", dataclasses.asdict(config))
+    with locked(out):
+        check_free(out)  # another process may have been faster
+        (out / "checkpoints").mkdir(exist_ok=True)
+        write_config(out, config)
+        write_json(out / "dataset.json", _described(dataset, mean, std))
+        yield
+
+
+@contextlib.contextmanager
+def locked(run: Path) -> Iterator[None]:
+    """Holds the lock of a run directory, and removes what a killed process left unfinished there.
+
+    Raises:
+      UserError: another process holds it.
+    """
+    if fcntl is None:
+        yield
+        return
+    descriptor = os.open(run, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"{run} is being trained by another process; wait for it, or end it") from None
+        except OSError:  # a file system without locks
+            pass
+        for folder in (run, run / "checkpoints"):
+            for file in folder.iterdir() if folder.is_dir() else ():
+                if _TEMPORARY.fullmatch(file.name) and file.is_file():
+                    file.unlink(missing_ok=True)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+# ---- its files
+
+
+def write_config(run: Path, config: TrainConfig) -> None:
+    """Writes `config.json`."""
+    write_json(run / "config.json", dataclasses.asdict(config))
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -68,26 +148,17 @@ def read_config(run: Path) -> TrainConfig:
       UserError: `run` is not a run directory.
     """
     if not (run / "config.json").is_file():
-        raise UserError(f"{run} is not a run directory: it has no config.json")
+        runs = sorted(file.parent.name for file in run.glob("*/config.json"))
+        what = f"it is a folder of {len(runs)} runs; name one of them, such as {run / runs[0]}" if runs else ""
+        raise UserError(f"{run} is not a run directory: {what or 'it has no config.json'}")
     return configs.read(run / "config.json")
 
 
-def read_replicas(out: Path) -> dict[str, TrainConfig]:
-    """The configurations of the replicas begun in `out`, by name, by ascending seed and margin; none in a run itself.
-
-    A folder counts that is called after its own seed or margin.
-
-    Raises:
-      UserError: a configuration that cannot be read.
-    """
-    if (out / "config.json").exists():
-        return {}
-    begun = []
-    for file in (*out.glob("seed-*/config.json"), *out.glob("margin-*/config.json")):
-        config, name = configs.read(file), file.parent.name
-        if name in (f"seed-{config.seed}", None if config.margin is None else f"margin-{config.margin:g}"):
-            begun.append((config.seed, config.margin or 0.0, name, config))  # others were moved away
-    return {name: config for _, _, name, config in sorted(begun, key=lambda run: run[:3])}
+def check_trained(run: Path) -> None:
+    """Raises UserError where `run` is not a run directory with a trained model, and says what to do."""
+    read_config(run)
+    if not (run / "model.safetensors").is_file():
+        raise UserError(f"{run} has no model yet: its training has not ended; go on with: train --resume --out {run}")
 
 
 def write_metrics(run: Path, records: list[dict[str, Any]]) -> None:
@@ -103,13 +174,32 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
       UserError: a line that is not the record of an epoch.
     """
     path = run / "metrics.jsonl"
-    if not path.exists():
-        return []
-    records = files.read_json_lines(path)
+    records = read_json_lines(path) if path.exists() else []
     for number, record in enumerate(records, start=1):
-        if type(step := record.get("step")) is not int or step < 0:
+        whole = all(type(record.get(name)) is int and record[name] > 0 for name in ("epoch", "step"))
+        if not whole or any(type(value) not in (int, float, type(None)) for value in record.values()):
             raise UserError(f"line {number} of {path} is not the record of an epoch: remove it")
     return records
+
+
+def epochs_done(run: Path) -> int:
+    """How many epochs of a run are in its metrics.
+
+    Raises:
+      UserError: as `read_metrics`.
+    """
+    records = read_metrics(run)
+    return int(records[-1]["epoch"]) if records else 0
+
+
+def is_finished(run: Path) -> bool:
+    """Whether a run was trained to its last epoch, and its model and embeddings are written.
+
+    Raises:
+      UserError: as `read_config` and `read_metrics`.
+    """
+    written = all((run / name).exists() for name in ("model.safetensors", "embeddings.npz"))
+    return written and epochs_done(run) == read_config(run).epochs
 
 
 def write_weights(run: Path, values: Weights) -> None:
@@ -118,33 +208,23 @@ def write_weights(run: Path, values: Weights) -> None:
         file.write_bytes(safetensors.numpy.save(_contiguous(values)))
 
 
-def read_weights(run: Path) -> Weights:
-    """The weights of a run, under PyTorch names.
-
-    Raises:
-      UserError: there are none yet, or the file is damaged.
-    """
-    path = run / "model.safetensors"
-    if not path.is_file():
-        raise UserError(f"{run} has no model.safetensors: its training has not ended; go on with it by --resume")
-    return files.read_safetensors(path, kinds="f")
-
-
-def write_dataset(run: Path, dataset: Dataset, mean: np.ndarray, std: np.ndarray) -> None:
-    """Writes `dataset.json`: what a model must know of its training data to be used without it.
-
-    These are the images' shape (H, W, C), the class names, and each channel's mean and standard deviation in grey
-    levels.
-    """
-    write_json(run / "dataset.json", _described(dataset, mean, std))
-
-
 def check_dataset(run: Path, dataset: Dataset, mean: np.ndarray, std: np.ndarray) -> None:
-    """Raises UserError where the data set is not the one that `write_dataset` described."""
-    described = read_dataset(run)
+    """Raises UserError where the data set is not the one that `begin` described."""
+    described = read_dataset(run / "dataset.json")
     for name, value in _described(dataset, mean, std).items():
         if (was := described.get(name)) != value:
             raise UserError(f"{dataset.name} has changed since {run} began: its {name} was {was} and is {value}")
+
+
+def load_dataset(config: TrainConfig, data_dir: str | None = None) -> Dataset:
+    """The data set of a configuration, from another folder where one is given; a bar on a terminal."""
+    return data.load(
+        config.dataset,
+        data_dir or config.data_dir,
+        image_size=config.image_size,
+        image_fit=config.image_fit,
+        progress=sys.stderr.isatty(),
+    )
 
 
 def _described(dataset: Dataset, mean: np.ndarray, std: np.ndarray) -> dict[str, Any]:
@@ -155,18 +235,6 @@ def _described(dataset: Dataset, mean: np.ndarray, std: np.ndarray) -> dict[str,
         "mean": mean.tolist(),
         "std": std.tolist(),
     }
-
-
-def read_dataset(run: Path) -> dict[str, Any]:
-    """What `write_dataset` wrote.
-
-    Raises:
-      UserError: there is none, or it is damaged.
-    """
-    path = run / "dataset.json"
-    if not path.is_file():
-        raise UserError(f"{run} is not a whole run directory: it has no dataset.json")
-    return files.read_dataset(path)
 
 
 def write_npz(path: Path, **arrays: np.ndarray) -> None:
@@ -186,8 +254,13 @@ def write_checkpoint(run: Path, state: Any) -> None:
             older.unlink()
 
 
-def read_checkpoint(run: Path, template: Any) -> Any:
+def read_checkpoint(run: Path, template: Any, steps: int) -> Any:
     """The latest checkpoint, as a pytree of the structure of `template`; None where there is none.
+
+    Args:
+      run: the run directory.
+      template: a training state of the same configuration.
+      steps: of the whole training.
 
     Raises:
       UserError: a checkpoint that is damaged or does not fit.
@@ -195,10 +268,12 @@ def read_checkpoint(run: Path, template: Any) -> Any:
     paths = _checkpoints(run)
     if not paths:
         return None
-    leaves = files.read_safetensors(paths[-1])
-    names = _named_leaves(template)
-    if {n: np.shape(v) for n, v in names.items()} != {n: v.shape for n, v in leaves.items()}:
+    leaves, names = read_safetensors(paths[-1]), _named_leaves(template)
+    wanted = {name: (np.shape(leaf), np.asarray(leaf).dtype) for name, leaf in names.items()}
+    if wanted != {name: (leaf.shape, leaf.dtype) for name, leaf in leaves.items()}:
         raise UserError(f"{paths[-1]} does not fit the model of {run / 'config.json'}")
+    if not 0 <= leaves[".step"] <= steps:
+        raise UserError(f"{paths[-1]} is of step {leaves['.step']}, but the training has {steps} steps")
     return jax.tree.unflatten(jax.tree.structure(template), [jax.numpy.asarray(leaves[name]) for name in names])
 
 

@@ -58,7 +58,7 @@ class TrainConfig:
 
     loss: str = "arcface"
     """Sum of losses, each with weight and options if wanted: arcface+intra, softmax+center:0.01, triplet:mining=hard.
-    All are listed above."""
+    `--help-losses` lists all."""
     margin: float | None = None
     """The margin m of the classification loss, such as arcface in radians (0.5 where not given), cosface in units of
     cosine (0.35), sphereface, a factor (1.35)."""
@@ -97,15 +97,15 @@ class TrainConfig:
     """Largest norm of the gradient of all parameters together; 0 is no limit."""
 
     rotate: float = 0.0
-    """Augmentation: largest rotation to either side, in radians."""
+    """Largest rotation to either side, in radians."""
     zoom: float = 0.0
-    """Augmentation: largest magnification minus 1 (0.1: from 1/1.1 to 1.1)."""
+    """Largest magnification minus 1 (0.1: from 1/1.1 to 1.1)."""
     shift: int = 0
-    """Augmentation: largest shift along each axis, in pixels."""
+    """Largest shift along each axis, in pixels."""
     flip: bool = False
-    """Augmentation: left-right flips, alternating from epoch to epoch."""
+    """Left-right flips, alternating from epoch to epoch."""
     cutout: int = 0
-    """Augmentation: side of the square set to the mean colour, in pixels."""
+    """Side of the square set to the mean colour, in pixels."""
 
     seed: int = 0
     """Seed of initial weights, order and augmentation."""

@@ -14,7 +14,7 @@ import numpy as np
 
 from jax_arcface import data as jax_data
 from jax_arcface import evaluation as jax_evaluation
-from jax_arcface.cli import commands as jax_commands
+from jax_arcface.cli import train as jax_train
 from jax_arcface.losses.terms import arcface
 from jax_arcface.models.trained import load_model as jax_load_model
 from jax_arcface.training import config as jax_config
@@ -57,7 +57,7 @@ def runs(name: str = "trained") -> Runs:
     made = Runs(folder, Path(folder.name) / "jax", Path(folder.name) / "torch")
     fields = FIELDS[name]
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        jax_commands.train(jax_commands.TrainOptions(training=jax_config.from_dict(fields), out=made.by_jax))
+        jax_train.train(jax_config.from_dict(fields), jax_train.RunOptions(out=made.by_jax))
         torch_commands.train(torch_commands.TrainOptions(training=torch_config.from_dict(fields), out=made.by_torch))
     return made
 
