@@ -84,7 +84,7 @@ def decode_idx(content: bytes, file: str) -> np.ndarray:
     if not 1 <= axes <= 4 or len(content) < 4 + 4 * axes:
         raise UserError(f"{file} is not an IDX file of bytes: get it again")
     shape = np.frombuffer(content, ">u4", axes, offset=4).tolist()
-    if math.prod(shape) != len(content) - 4 - 4 * axes:
+    if 0 in shape or math.prod(shape) != len(content) - 4 - 4 * axes:
         raise UserError(f"{file} is damaged: it has {len(content):,} bytes for the shape {shape}: get it again")
     return np.frombuffer(content, np.uint8, offset=4 + 4 * axes).reshape(shape)
 

@@ -52,7 +52,7 @@ def read_idx(content: bytes, file: str) -> np.ndarray:
         raise UserError(wrong)
     end = 4 + 4 * content[3]
     shape = [int.from_bytes(content[i : i + 4], "big") for i in range(4, end, 4)]
-    if len(content) < end or math.prod(shape) != len(content) - end:
+    if len(content) < end or 0 in shape or math.prod(shape) != len(content) - end:
         raise UserError(f"{wrong}: its header does not agree with its size")
     return np.frombuffer(content, np.uint8, offset=end).reshape(shape)
 
