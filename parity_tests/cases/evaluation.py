@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+import torch_reference
 from jax_arcface import data as jax_data
 from jax_arcface import evaluation as jax_evaluation
 from jax_arcface.cli import train as jax_train
@@ -24,7 +25,6 @@ from parity_tests.compare import Difference, difference
 from torch_reference import data as torch_data
 from torch_reference import evaluation as torch_evaluation
 from torch_reference.cli import commands as torch_commands
-from torch_reference.losses.margins import Margin as TorchMargin
 from torch_reference.models import trained as torch_trained
 from torch_reference.training import config as torch_config
 
@@ -115,7 +115,8 @@ def _mean_loss() -> Iterator[Difference]:
     x, w, y = batch("float32")
     here = jax_evaluation.mean_loss(arcface(scale=16.0), {"prototypes": w}, x, y, block_size=7)
     assert here is not None
-    there = torch_evaluation.mean_loss(x, w, y, TorchMargin.arcface(), 16.0, block_size=10)
+    there = torch_evaluation.mean_loss(torch_reference.arcface(scale=16.0), {"prototypes": w}, x, y, block_size=10)
+    assert there is not None
     yield difference("loss", np.float32(here), np.float32(there))
 
 

@@ -21,10 +21,9 @@ from torch_reference.cli import runs
 from torch_reference.cli.figures import draw_embeddings
 from torch_reference.cli.progress import Progress, event_writer
 from torch_reference.errors import UserError
-from torch_reference.evaluation import accuracy
+from torch_reference.evaluation import accuracy, mean_loss
 from torch_reference.files import read_npz
 from torch_reference.models import weights
-from torch_reference.models.heads import Head
 from torch_reference.models.trained import Model, load_model
 from torch_reference.training.config import TrainConfig, option
 from torch_reference.training.fit import Machine, check_fit, fit_config, initial_state
@@ -69,7 +68,7 @@ class TrainOptions:
 class EvaluateOptions:
     """Prints the accuracy of a run, or of embeddings in an .npz file, and writes it as JSON beside them.
 
-    The loss, with the whole margin, is printed where the run's loss is one classification loss without a memory.
+    The loss is that of the classification loss alone, with its whole margin, unless it remembers or draws something.
     """
 
     run_or_npz: Path = _argument(  # noqa: RUF009
@@ -339,23 +338,8 @@ def _evaluate_run(run: Path, options: EvaluateOptions) -> dict[str, Any]:
         "accuracy": accuracy(embeddings, labels=labels, **model.classes),
     }
     step = config.epochs * (len(dataset.train.labels) // config.batch_size)
-    loss = _mean_loss(config, model, embeddings, labels, step)
+    loss = mean_loss(config.objective, model.classes, embeddings, labels, step)
     return result if loss is None else result | {"loss": loss}
-
-
-@torch.no_grad()
-def _mean_loss(
-    config: TrainConfig, model: Model, embeddings: np.ndarray, labels: np.ndarray, step: int
-) -> float | None:
-    """The mean loss with the whole margin, if it follows from the weights and one example at a time."""
-    head = Head(config.objective, config.embedding_dim, len(model.class_names)).eval()
-    terms = list(config.objective)
-    if config.objective.classifier is None or len(terms) > 1 or any(True for _ in head.objective.buffers()):
-        return None
-    weights.load_arrays(head, model.classes)
-    x, y = torch.from_numpy(embeddings), torch.from_numpy(labels).long()
-    blocks = zip(x.split(1000), y.split(1000), strict=True)
-    return sum(head.loss(some, its, step=step).item() * len(its) for some, its in blocks) / len(y)
 
 
 def embed(options: EmbedOptions) -> int:

@@ -65,14 +65,15 @@ class Progress(Reporter):
             runs.write_checkpoint(self.run, state.step, state.to_arrays())
         if self.writer is not None:
             for name, value in record._asdict().items():
-                if name not in ("epoch", "step"):
+                if name not in ("epoch", "step") and value is not None:
                     self.writer.add_scalar(name, value, record.step)
             self.writer.flush()
         self._clear_line()
         print(
             f"epoch {record.epoch:>{len(str(self.epochs))}}/{self.epochs}  "
             f"train loss {record.train_loss:.4f}  {100 * record.train_accuracy:.2f} %  "
-            f"test loss {record.test_loss:.4f}  {100 * (record.test_accuracy or 0):.2f} %  "
+            f"test {'' if record.test_loss is None else f'loss {record.test_loss:.4f}  '}"
+            f"{100 * (record.test_accuracy or 0):.2f} %  "
             f"{record.images_per_second:,.0f} images/s  {self._left(record.step)} left",
             flush=True,
         )

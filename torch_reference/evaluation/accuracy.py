@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import torch
 from torch import Tensor
 
-from torch_reference.losses.margins import Margin
-from torch_reference.losses.softmax import linear_logits, margin_softmax_loss
+from torch_reference.losses.registry import Batch, Objective
+from torch_reference.losses.softmax import linear_logits
 from torch_reference.losses.vectors import checked_labels, cosines, normalize
 
 Array = Tensor | np.ndarray
@@ -71,22 +73,41 @@ def class_means(embeddings: Array, labels: Array, num_classes: int) -> Tensor:
 
 @torch.no_grad()
 def mean_loss(
+    objective: Objective,
+    owned: Mapping[str, Array],
     embeddings: Array,
-    prototypes: Array,
     labels: Array,
-    margin: Margin,
-    scale: float,
-    filter_above: float | None = None,
+    step: int = 0,
     block_size: int = 1000,
-) -> float:
-    """The mean margin softmax loss of embeddings [N, D] with labels [N], block_size at a time.
+) -> float | None:
+    """The mean of the classification loss, times its weight, with its whole margin and no label smoothing.
 
-    `filter_above` is that of `margin_logits`.
+    Args:
+      objective: the losses, of which the classification loss counts.
+      owned: `prototypes` [C, D] or [C, K, D], and with `softmax` a `bias` [C].
+      embeddings: [N, D]. labels: [N], integers in [0, C). Tensors or arrays.
+      step: optimiser steps done, which `a_softmax` looks at.
+      block_size: embeddings computed at a time.
 
-    >>> mean_loss(torch.eye(2), torch.eye(2), torch.tensor([0, 1]), Margin.cosface(1.0), scale=1.0)  # log 2
+    Returns:
+      None where there is no classification loss, or one that remembers or draws something: what it is depends on the
+      batch.
+
+    >>> from torch_reference import cosface
+    >>> mean_loss(cosface(m=1.0, scale=1.0), {"prototypes": torch.eye(2)}, torch.eye(2), torch.tensor([0, 1]))  # log 2
     0.6931...
     """
-    x, w, y = map(torch.as_tensor, (embeddings, prototypes, labels))
-    blocks = zip(x.split(block_size), y.split(block_size), strict=True)
-    sums = (margin_softmax_loss(xs, w, ys, margin, scale, 0.0, filter_above).item() * len(ys) for xs, ys in blocks)
-    return sum(sums) / len(y)
+    term = objective.classifier
+    if term is None or term.loss.draws or term.loss.remembers:
+        return None
+    options = dict(term.options) | ({"label_smoothing": 0.0} if "label_smoothing" in term.options else {})
+    compute = term.loss.make(**options)
+    x, y = torch.as_tensor(embeddings), torch.as_tensor(labels)
+    w, b = torch.as_tensor(owned["prototypes"]), owned.get("bias")
+    total = 0.0
+    for xs, ys in zip(x.split(block_size), y.split(block_size), strict=True):
+        loss = compute(Batch(xs, ys, w, None if b is None else torch.as_tensor(b), step=step))
+        assert isinstance(loss, Tensor)
+        total += loss.item() * len(ys)
+    weight = next(weight for weight, other in objective if other is term)
+    return weight * total / len(y)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from torch_reference import Margin, margin_softmax_loss
+from torch_reference import Margin, adacos, arcface, center, elasticface, margin_softmax_loss, softmax, triplet
 from torch_reference.evaluation import accuracy, class_means, mean_loss, predict
 
 
@@ -54,5 +54,13 @@ def test_mean_loss_does_not_depend_on_the_blocks():
     for threshold in (None, 0.1):
         whole = margin_softmax_loss(x, w, y, Margin.arcface(), 8.0, filter_above=threshold).item()
         for size in (3, 100):
-            found = mean_loss(x, w, y, Margin.arcface(), 8.0, threshold, block_size=size)
-            assert found == pytest.approx(whole, rel=1e-5)
+            objective = 2 * arcface(filter=threshold, scale=8.0, label_smoothing=0.1) + center()
+            assert mean_loss(objective, {"prototypes": w}, x, y, block_size=size) == pytest.approx(2 * whole, rel=1e-5)
+
+
+def test_mean_loss_of_a_linear_classifier_and_where_there_is_none():
+    x, w, y, b = torch.randn(10, 3), torch.randn(4, 3), torch.arange(10) % 4, torch.randn(4)
+    expected = torch.nn.functional.cross_entropy(x @ w.T + b, y).item()
+    assert mean_loss(softmax(), {"prototypes": w, "bias": b}, x.numpy(), y.numpy()) == pytest.approx(expected, rel=1e-5)
+    for objective in (triplet(), adacos(), elasticface()):
+        assert mean_loss(objective, {"prototypes": w}, x, y) is None

@@ -184,6 +184,11 @@ class Loss:
         return {parameter.name: Option.of(parameter.default, hints[parameter.name]) for parameter in parameters}
 
     @property
+    def remembers(self) -> bool:
+        """Whether it has a state."""
+        return bool(self.state(3, 2))
+
+    @property
     def has_margin(self) -> bool:
         """Whether a margin grows during the margin's warm-up."""
         return any(option.grows for option in self.options.values())

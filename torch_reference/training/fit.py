@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from torch_reference.data import Dataset, channel_statistics
 from torch_reference.errors import UserError
-from torch_reference.evaluation import accuracy, class_means
+from torch_reference.evaluation import accuracy, class_means, mean_loss
 from torch_reference.models.airnet import AirNet
 from torch_reference.models.heads import Classifier, Head
 from torch_reference.models.trained import network_precision
@@ -29,8 +29,8 @@ class Record(NamedTuple):
     """A line of `metrics.jsonl`: the epoch (from 1) and what it gave.
 
     The training's loss and accuracy are means over the epoch's batches, the learning rate is that of its last step, and
-    the time is what its training took, in seconds, without the evaluation. The test split's loss has the whole margin
-    and no label smoothing. What is tested is None where there is no test split.
+    the time is what its training took, in seconds, without the evaluation. The test split's loss is that of the
+    classification loss alone, with its whole margin, and None where `mean_loss` is. Both are None without a test split.
     """
 
     epoch: int
@@ -185,25 +185,15 @@ def take_class_means(model: Classifier, examples: Loader | None, precision: str 
         model.head.prototypes.copy_(class_means(embeddings, labels, len(model.head.prototypes)))
 
 
-@torch.no_grad()
 def evaluate(
-    model: Classifier, batches: Loader, precision: str = "float32", step: int = 0, block_size: int = 1000
+    model: Classifier, batches: Loader, precision: str = "float32", step: int = 0
 ) -> tuple[float | None, float]:
-    """The mean classification loss, times its weight, and the accuracy of some batches.
-
-    The loss has its whole margin and no label smoothing. It is None where there is none, or one whose value depends on
-    the batch: with a state, or with margins that are drawn.
-    """
+    """The mean loss (see `mean_loss`) and the accuracy of some batches."""
     embeddings, labels = embed_all(model.backbone, batches, precision)
-    head = model.head.eval()
-    bias = None if head.bias is None else head.bias.detach().cpu()
-    loss = None
-    if head.has_test_loss:
-        device, total = head.prototypes.device, 0.0
-        for x, y in zip(embeddings.split(block_size), labels.split(block_size), strict=True):
-            total += head.classification_loss(x.to(device), y.to(device), step).item() * len(y)
-        loss = total / len(labels)
-    return loss, accuracy(embeddings, head.prototypes.detach().cpu(), labels, bias)
+    head = model.head
+    prototypes, bias = head.prototypes.detach().cpu(), None if head.bias is None else head.bias.detach().cpu()
+    owned = {"prototypes": prototypes} | ({} if bias is None else {"bias": bias})
+    return mean_loss(head.objective, owned, embeddings, labels, step), accuracy(embeddings, prototypes, labels, bias)
 
 
 # ---- from a configuration

@@ -10,9 +10,9 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from torch_reference import Head, arcface, center, data, elasticface, fit, fit_config, triplet
 from torch_reference.errors import UserError
-from torch_reference.evaluation import mean_loss
 from torch_reference.losses.margins import Margin
 from torch_reference.losses.registry import LOSSES
+from torch_reference.losses.softmax import margin_softmax_loss
 from torch_reference.models.weights import to_arrays
 from torch_reference.training.batches import Images
 from torch_reference.training.config import TrainConfig, recipe
@@ -91,7 +91,8 @@ def test_the_test_loss_has_the_whole_margin_and_no_smoothing(digits):
     state = fit_config(config, digits, reporter=collector)
     test = Images.of(digits.test, *data.channel_statistics(digits.train.images))
     embeddings, labels = embed_all(state.model.backbone, test)
-    expected = mean_loss(embeddings, state.model.head.prototypes.detach(), labels, Margin.arcface(), 16.0)
+    prototypes = state.model.head.prototypes.detach()
+    expected = margin_softmax_loss(embeddings, prototypes, labels, Margin.arcface(), 16.0).item()
     assert collector.records[0].test_loss == pytest.approx(expected, rel=1e-6)
 
 
