@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import importlib
 import os
+import signal
 import sys
+import threading
 from collections.abc import Sequence
+from typing import Any
 
 _COMMANDS = {
     "train": "trains a model and writes a run directory",
@@ -41,20 +44,36 @@ def _run(words: list[str]) -> int:
         print(*(f"  {name:<10} {what}" for name, what in _COMMANDS.items()), sep="\n")
         print("\npython -m jax_arcface COMMAND --help lists a command's flags.")
         return 0
-    # not before: importing JAX takes a second, in which Ctrl-C must not be a traceback
     from jax_arcface.errors import UserError, nearest
 
     try:
         if words[0] not in _COMMANDS:
             raise UserError(f"there is no command {words[0]!r}: {nearest(words[0], tuple(_COMMANDS))}")
-        from jax_arcface.cli.environment import set_up
-
-        set_up()
-        status: int = importlib.import_module(f"jax_arcface.cli.{words[0]}").main(words[1:])
+        _imported("jax_arcface.cli.environment").set_up()
+        status: int = _imported(f"jax_arcface.cli.{words[0]}").main(words[1:])
         return status
     except UserError as error:
         print(f"jax_arcface: {error}", file=sys.stderr)
         return 2
+
+
+def _imported(name: str) -> Any:
+    """Imports a module, which takes a second with JAX; Ctrl-C meanwhile is heeded at its end.
+
+    Raised at once, it would be lost where JAX is called back by the garbage collector.
+    """
+    in_main = threading.current_thread() is threading.main_thread()
+    if not in_main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        return importlib.import_module(name)
+    pressed: list[int] = []
+    signal.signal(signal.SIGINT, lambda number, _: pressed.append(number))
+    try:
+        module = importlib.import_module(name)
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    if pressed:
+        raise KeyboardInterrupt
+    return module
 
 
 if __name__ == "__main__":
