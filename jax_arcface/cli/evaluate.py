@@ -14,7 +14,7 @@ from jax_arcface import data
 from jax_arcface.cli import runs
 from jax_arcface.cli.arguments import Parser
 from jax_arcface.errors import UserError
-from jax_arcface.evaluation import accuracy, mean_loss
+from jax_arcface.evaluation import METRICS, Embedded, evaluate
 from jax_arcface.files import read_npz
 from jax_arcface.models.trained import load_model
 
@@ -47,9 +47,8 @@ def main(words: Sequence[str]) -> int:
         out = (options.out or path) / name
     runs.write_json(out, result)
     for name, value in result.items():
-        print(f"{name:<9} {100 * value:.2f} %" if name == "accuracy" else f"{name:<9} {value}")
-    if "loss" in result:
-        print("(the loss with its full margin, as test_loss in metrics.jsonl)")
+        metric = METRICS.get(name)
+        print(f"{name:<9} {metric.shown.format(value)}  ({metric.help})" if metric else f"{name:<9} {value}")
     print(f"written to {out}")
     return 0
 
@@ -68,16 +67,10 @@ def _of_run(options: Options) -> dict[str, Any]:
         raise UserError(f"{config.dataset} has other classes or other images than those {run} was trained on")
     split = data_split(dataset, options.split)
     embeddings, labels = model.embed(split.images), np.asarray(split.labels)
-    result = {
-        "dataset": config.dataset,
-        "split": options.split,
-        "examples": len(labels),
-        "accuracy": accuracy(embeddings, model.prototypes, labels, model.bias),
-    }
     owned = {"prototypes": model.prototypes} | ({} if model.bias is None else {"bias": model.bias})
     step = records[-1]["step"] if (records := runs.read_metrics(run)) else 0
-    loss = mean_loss(config.objective, owned, embeddings, labels, step=step)
-    return result if loss is None else result | {"loss": loss}
+    found = evaluate(Embedded(embeddings, labels, owned, config.objective, step))
+    return {"dataset": config.dataset, "split": options.split, "examples": len(labels), **found}
 
 
 def data_split(dataset: data.Dataset, which: str) -> data.Split:
@@ -93,7 +86,8 @@ def _of_arrays(options: Options) -> dict[str, Any]:
         raise UserError(f"--split and --data-dir have no effect on {path}, which holds its own examples")
     arrays = read_npz(path, ("embeddings", "labels", "prototypes"), optional=("bias",))
     _check_arrays(path, **arrays)
-    return {"examples": len(arrays["labels"]), "accuracy": accuracy(**arrays)}
+    embeddings, labels = arrays.pop("embeddings"), arrays.pop("labels")
+    return {"examples": len(labels), **evaluate(Embedded(embeddings, labels, arrays))}
 
 
 def _check_arrays(

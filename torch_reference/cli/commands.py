@@ -21,7 +21,7 @@ from torch_reference.cli import runs
 from torch_reference.cli.figures import draw_embeddings
 from torch_reference.cli.progress import Progress, event_writer
 from torch_reference.errors import UserError
-from torch_reference.evaluation import accuracy, mean_loss
+from torch_reference.evaluation import accuracy, metrics
 from torch_reference.files import read_npz
 from torch_reference.models import weights
 from torch_reference.models.trained import Model, load_model
@@ -306,15 +306,15 @@ def evaluate(options: EvaluateOptions) -> int:
             raise UserError(f"--device has no effect on {path}, which holds its embeddings")
         arrays = read_npz(path, ("embeddings", "labels", "prototypes"), optional=("bias",))
         _check_arrays(path, **arrays)
-        result = {"examples": len(arrays["labels"]), "accuracy": accuracy(**arrays)}
+        embeddings, labels = arrays.pop("embeddings"), arrays.pop("labels")
+        result = {"examples": len(labels), **metrics.evaluate(metrics.Evaluated(embeddings, labels, arrays))}
         target = (options.out or path.parent) / f"{path.stem}.evaluation.json"
     else:
         result = _evaluate_run(path, options)
         suffix = "" if options.split == "test" else f"-{options.split}"
         target = (options.out or path) / f"evaluation{suffix}.json"
     runs.write_json(target, result)
-    for name, value in result.items():
-        print(f"{name:<9} {100 * value:.2f} %" if name == "accuracy" else f"{name:<9} {value}")
+    print(metrics.shown(result))
     print(f"written to {target}")
     return 0
 
@@ -331,15 +331,9 @@ def _evaluate_run(run: Path, options: EvaluateOptions) -> dict[str, Any]:
         raise UserError(f"{config.dataset} has other classes or other images than those {run} was trained on")
     split = _split(dataset, options.split)
     embeddings, labels = model.embed(split.images), split.labels
-    result = {
-        "dataset": config.dataset,
-        "split": options.split,
-        "examples": len(labels),
-        "accuracy": accuracy(embeddings, labels=labels, **model.classes),
-    }
     step = config.epochs * (len(dataset.train.labels) // config.batch_size)
-    loss = mean_loss(config.objective, model.classes, embeddings, labels, step)
-    return result if loss is None else result | {"loss": loss}
+    found = metrics.evaluate(metrics.Evaluated(embeddings, labels, model.classes, config.objective, step))
+    return {"dataset": config.dataset, "split": options.split, "examples": len(labels), **found}
 
 
 def embed(options: EmbedOptions) -> int:
