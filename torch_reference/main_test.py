@@ -332,6 +332,9 @@ def test_help_tells_every_flag_and_default(capsys):
     for field in TrainConfig.__dataclass_fields__:
         assert flag(field) in text
     assert "in pixels [3]" in text  # the recipe's shift
+    with pytest.raises(SystemExit):
+        main(["train", "--help-losses"])
+    text = " ".join(capsys.readouterr().out.split())
     for name, loss in LOSSES.items():
         assert f"{name}: {loss.equation}" in text
     assert "sphereface_plus: short for a_softmax+mhe" in text

@@ -48,6 +48,10 @@ def parse(options: type, command: str, words: Sequence[str]) -> Any:
         parser.add_fields(fields, _asked_for(words) if options is TrainOptions else None)
         parser.print_help()
         raise SystemExit(0)
+    if options is TrainOptions and "--help-losses" in words:
+        width = shutil.get_terminal_size().columns - 2
+        print("\n".join(textwrap.fill(line, width, subsequent_indent="  ") for line in describe().splitlines()))
+        raise SystemExit(0)
     parser.add_fields(fields)
     given, unknown = parser.parse_known_args(words)
     if unknown:
@@ -65,17 +69,21 @@ class _Parser(argparse.ArgumentParser):
     def __init__(self, command: str, options: type, fields: Sequence[dataclasses.Field[Any]]):
         positional = [field.metadata["positional"] for field in fields if "positional" in field.metadata]
         prog = f"python -m torch_reference {command}"
-        width = shutil.get_terminal_size().columns - 2
-        losses = (textwrap.fill(line, width, subsequent_indent="  ") for line in describe().splitlines())
         super().__init__(
             prog=prog,
             usage=" ".join([prog, "[OPTIONS]", *positional]),
             description=inspect.cleandoc(options.__doc__ or ""),
-            epilog="\n".join(["losses (docs/losses.md):", *losses]) if options is TrainOptions else None,
             allow_abbrev=False,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         self.command = command
+        if options is TrainOptions:
+            self.add_argument(
+                "--help-losses",
+                action="store_true",
+                default=argparse.SUPPRESS,
+                help="list the losses with their options and exit",
+            )
 
     def error(self, message: str) -> NoReturn:
         subject, _, said = message.removeprefix("argument ").partition(": ")
