@@ -156,13 +156,13 @@ def _train(
     if resumes:
         runs.check_dataset(run, dataset)
         runs.read_checkpoint(run, state.load_arrays)
+        records = [record for record in runs.read_metrics(run) if record["step"] <= state.step]
         before = runs.read_config(run)
         _say_how_it_goes_on(run, state, config, before, per_epoch)
         if state.step >= total and (run / "model.safetensors").exists():
             return 0
         if config != before:
             runs.write_json(run / "config.json", dataclasses.asdict(config))
-        records = [record for record in runs.read_metrics(run) if record["step"] <= state.step]
     _say_warmups(config)
     if options.tensorboard:
         print(f"TensorBoard: tensorboard --logdir {run}")
