@@ -101,9 +101,9 @@ ERRORS = (
     ),
     Planted(
         "centres moved away from their embeddings",
-        "jax_arcface/losses/registry.py",
-        'add(-o["rate"] * moves)',
-        'add(o["rate"] * moves)',
+        "jax_arcface/losses/terms.py",
+        "add(-rate * moves)",
+        "add(rate * moves)",
         ("objective", "trajectories"),
     ),
     Planted(
@@ -158,7 +158,7 @@ ERRORS = (
     ),
     Planted(
         "GELU by its tanh approximation",
-        "jax_arcface/models/backbones.py",
+        "jax_arcface/models/airnet.py",
         "approximate=False",
         "approximate=True",
         ("backbones",),
@@ -237,7 +237,7 @@ ERRORS = (
     ),
     Planted(
         "momentum as a moving average",
-        "jax_arcface/training/fit.py",
+        "jax_arcface/training/optimizer.py",
         "sgd = optax.sgd(schedule,",
         "sgd = optax.sgd(lambda t: (1 - config.momentum) * schedule(t),",
         ("training",),
@@ -251,21 +251,21 @@ ERRORS = (
     ),
     Planted(
         "gradient clipped after weight decay",
-        "jax_arcface/training/fit.py",
+        "jax_arcface/training/optimizer.py",
         "optax.chain(clip, optax.add_decayed_weights(config.weight_decay, mask=_decayed), sgd)",
         "optax.chain(optax.add_decayed_weights(config.weight_decay, mask=_decayed), clip, sgd)",
         ("training",),
     ),
     Planted(
         "learning rate one step early",
-        "jax_arcface/training/fit.py",
+        "jax_arcface/training/optimizer.py",
         "x = (step - warmup)",
         "x = (step + 1 - warmup)",
         ("training",),
     ),
     Planted(
         "margin's warm-up one step late",
-        "jax_arcface/training/fit.py",
+        "jax_arcface/training/step.py",
         "(jnp.asarray(step, float) + 1) / (warmup + 1)",
         "jnp.asarray(step, float) / (warmup + 1)",
         ("training",),
@@ -302,8 +302,8 @@ ERRORS = (
     Planted(
         "mean loss of blocks not weighted by their sizes",
         "torch_reference/evaluation/accuracy.py",
-        ".item() * len(ys) for xs, ys in blocks)\n    return sum(sums) / len(y)",
-        ".item() for xs, ys in blocks)\n    return sum(sums) / -(-len(y) // block_size)",
+        "loss.item() * len(ys)\n",
+        "loss.item() * len(y) / -(-len(y) // block_size)\n",
         ("evaluation",),
     ),
 )
