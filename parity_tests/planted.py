@@ -396,7 +396,7 @@ def outcomes(errors: Sequence[Planted] = (NOTHING, *ERRORS)) -> Iterator[Outcome
 def markdown(found: Sequence[Outcome]) -> str:
     """The table of planted errors as Markdown."""
     lines = [
-        "| planted | in | cases missed | the farthest of them |",
+        "| planted | in | cases missed | worst case |",
         "|---|---|---|---|",
         *(
             f"| {o.error.name} | {o.error.file} | {len(o.missed)} of {o.measured} ({', '.join(o.error.pairs)})"

@@ -117,7 +117,7 @@ def bound_of(dtype: Any) -> dict[str, Any]:
 PAIRS = {
     "margins": "margins: psi(theta), derivative",
     "losses": "cosines, logits, losses; gradients",
-    "objective": "every loss by its words, two steps",
+    "objective": "every loss by name, two steps",
     "heads": "heads: logits, loss; gradients",
     "backbones": "backbones: embeddings, gradients, running statistics",
     "sampling": "random numbers, order, augmented batches",

@@ -1,4 +1,4 @@
-"""Every loss of the registry, by its words: values, gradients and states over two steps."""
+"""Every loss of the registry, by name: values, gradients and states over two steps."""
 
 from __future__ import annotations
 
