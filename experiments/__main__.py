@@ -11,14 +11,14 @@ def main(words: list[str]) -> int:
     """Runs the experiment that the first word names, with the other words as its arguments.
 
     Returns:
-      The exit status: the experiment's own, 0 where it has none; 2 for a user's mistake, told in one line on standard
+      The exit status: the experiment's own, 0 where it has none; 2 for a user's mistake, with one line on standard
       error.
     """
     names = [module.name for module in pkgutil.iter_modules(experiments.__path__) if not module.name.startswith("_")]
     names = [name for name in names if not name.endswith("_test")]
     if words[:1] in (["-h"], ["--help"]):
         print(
-            f"usage: python -m experiments NAME ...\n\nNAME is one of {', '.join(names)}; NAME --help tells its flags."
+            f"usage: python -m experiments NAME ...\n\nNAME is one of {', '.join(names)}; NAME --help lists its flags."
         )
         return 0
     if not words or words[0] not in names:

@@ -13,7 +13,7 @@ class UserError(ValueError):
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse with one line for a mistake: `python -m experiments` tells it, and ends with status 2.
+    """argparse with one line for a mistake: `python -m experiments` prints it and ends with status 2.
 
     >>> Parser("bench head", "What is measured.").prog
     'python -m experiments bench head'

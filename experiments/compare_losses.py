@@ -138,8 +138,6 @@ def markdown(rows: list[dict[str, Any]]) -> str:
 def _parser() -> Parser:
     parser = Parser("compare_losses", __doc__)
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="folder of run directories")
-    parser.add_argument(
-        "--train", action="store_true", help="train what is not there; further flags are those of train"
-    )
-    parser.add_argument("--losses", nargs="+", help="words for --loss; all where not given")
+    parser.add_argument("--train", action="store_true", help="train what is missing; further flags are passed to train")
+    parser.add_argument("--losses", nargs="+", help="values of --loss (default: all)")
     return parser

@@ -22,7 +22,7 @@ _PARITY = Path("runs/parity")
 
 
 def measure(cases: Sequence[Case]) -> tuple[list[Result], dict[str, str]]:
-    """Measures the cases, telling each as it comes; the results, and why others could not be had."""
+    """Measures the cases and prints each; returns the results, and why others were left out."""
     results, skipped = [], {}
     width = max(len(case.what) for case in cases)
     print(f"{'what':<{width}}  dtype    absolute  relative  ulp       bound          verdict")
@@ -60,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line.
 
     Returns:
-      The exit status: 0; 1 where a bound is missed, or a planted error is; 2 for a user's mistake, told in one line on
+      The exit status: 0; 1 where a bound is missed, or a planted error is; 2 for a user's mistake, with one line on
       standard error.
     """
     try:
@@ -107,7 +107,7 @@ def _pair(word: str) -> str:
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="python -m parity_tests",
-        description="Measures how far jax_arcface and torch_reference are apart, and prints it as a table. "
+        description="Measures how far apart jax_arcface and torch_reference are, and prints a table. "
         "The exit status is 1 where a bound is missed.",
     )
     parser.add_argument(
@@ -115,10 +115,10 @@ def _parser() -> argparse.ArgumentParser:
         type=Path,
         help=f"folder for parity.md and parity.json (default: {_PARITY}, beside the trainings' run directories)",
     )
-    parser.add_argument("--only", nargs="+", type=_pair, metavar="PAIR", help=f"these alone: {', '.join(PAIRS)}")
-    parser.add_argument("--cases", nargs="+", metavar="TEXT", help="those of them whose names hold one of these texts")
+    parser.add_argument("--only", nargs="+", type=_pair, metavar="PAIR", help=f"only these: {', '.join(PAIRS)}")
+    parser.add_argument("--cases", nargs="+", metavar="TEXT", help="only cases whose names contain one of these texts")
     commands = parser.add_subparsers(dest="command", metavar="{trace,planted}")
-    trace = commands.add_parser("trace", help="train both in lockstep and draw how far apart they are")
+    trace = commands.add_parser("trace", help="train both in lockstep and draw their difference")
     trace.add_argument(
         "--config",
         type=Path,

@@ -65,7 +65,7 @@ class Difference:
 def difference(name: str, actual: Any, reference: Any, bound: float = 0.0, largest: float | None = None) -> Difference:
     """How far an array is from a reference of the same shape and dtype.
 
-    Integers may differ in width: JAX's are 32 bits wide unless told otherwise, PyTorch's 64. For numpy bfloat16 is a
+    Integers may differ in width: JAX's are 32 bits wide by default, PyTorch's 64. For numpy bfloat16 is a
     dtype like another (`jnp.bfloat16`), with ulp of its own: 1 / 128 in [1, 2).
 
     Args:
@@ -223,7 +223,7 @@ def compare(
     The gradients are those of the sum of all outputs, each times a random array of its shape, the same on both sides: a
     gradient that is wrong for any one element shows.
 
-    Values that are NaN, or the same infinity, at the same place on both sides agree; the report tells how many there
+    Values that are NaN, or the same infinity, at the same place on both sides agree; the report says how many there
     are. NaN or an infinity on one side is an infinite error.
 
     bfloat16 is compared as it is, by the float32 number that each of its numbers is. Its ulp are coarse, 1 / 128 in

@@ -66,7 +66,7 @@ def apart(fields: dict[str, Any], steps: int, dtype: str, datasets: lockstep.Dat
 
 
 def draw(configs: Sequence[Path], steps: int, folder: Path) -> Path:
-    """Trains both by each configuration in both precisions, draws a panel for each, and gives the PNG file's path.
+    """Trains both programs with each configuration in both precisions, draws a panel each, and returns the PNG's path.
 
     Raises:
       UserError: fewer steps than one, and as `fields_of`, `loaded` and `make_folder`.
@@ -77,7 +77,7 @@ def draw(configs: Sequence[Path], steps: int, folder: Path) -> Path:
 
     if steps < 1:
         raise UserError(f"--steps is {steps}; it must be at least 1")
-    # what would fail later is told before minutes of training
+    # fail before minutes of training, not after
     trainings = [(fields, loaded(fields, steps)) for fields in map(fields_of, configs)]
     make_folder(folder)
     figure = Figure(figsize=(1 + 4.5 * len(configs), 4.5), layout="constrained")
@@ -89,7 +89,10 @@ def draw(configs: Sequence[Path], steps: int, folder: Path) -> Path:
         for dtype, colour in (("float32", "tab:orange"), ("float64", "tab:blue")):
             losses, weights = apart(fields, steps, dtype, datasets)
             print(f"{title}, {dtype}: losses at most {losses.max():.2g} apart, weights {weights.max():.2g}", flush=True)
-            for values, what, style in ((weights, "the farthest weight", "-"), (losses, "loss", ":")):
+            for values, what, style in (
+                (weights, "largest difference of a weight", "-"),
+                (losses, "difference of the loss", ":"),
+            ):
                 # no difference at all has no place on a logarithmic axis
                 seen = np.where(values > 0, values, np.nan)
                 axes.plot(np.arange(1, steps + 1), seen, style, color=colour, label=f"{what}, {dtype}")

@@ -6,7 +6,7 @@
 
 Everything is a ratio of contenders that take turns in one run (`turns.py`), with the floor of the work beside them
 (`floor.py`; not with `--no-floor`, on an accelerator or in bfloat16). `--check` repeats the runs whose results lie in
-`experiments/bench/results` and tells which JAX contender has become slower, measured by its ratio, by more than
+`experiments/bench/results` and reports which JAX contender has become slower, measured by its ratio, by more than
 `--tolerance` (1.3 by default); its exit status is then 1.
 """
 
@@ -61,7 +61,7 @@ def main(words: list[str]) -> int:
         known = ", ".join((*NAMES, *PROGRAMS))
         print(
             f"usage: python -m experiments bench NAME ...\n       python -m experiments bench --check\n\n"
-            f"NAME is one of {known}; NAME --help tells its flags."
+            f"NAME is one of {known}; NAME --help lists its flags."
         )
         return 0
     if not words or words[0] not in (*NAMES, *PROGRAMS):
@@ -157,7 +157,7 @@ def check(words: list[str]) -> int:
 
 
 def _runs(folder: Path) -> list[dict[str, Any]]:
-    """The results in a folder that are of contenders in turns; tells which files are none."""
+    """The results in a folder that are of contenders in turns; reports files that are not."""
     runs = []
     for file in sorted(folder.glob("*.json")):
         result = read_json(file)

@@ -23,7 +23,7 @@ PROGRAMS = {"jax_arcface": (), "torch_reference": ("--channels-last",)}
 
 
 def main(words: list[str]) -> int:
-    """Trains and prints; gives the status of the first program that fails, which tells why, or 0."""
+    """Trains and prints; returns the status of the first program that fails (which says why), or 0."""
     parser = Parser("bench seconds_to_accuracy", __doc__)
     parser.add_argument("--dataset", default="mnist", help="(default: mnist)")
     parser.add_argument("--accuracy", type=float, default=0.99, help="a share (default: 0.99)")

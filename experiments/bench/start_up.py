@@ -21,7 +21,7 @@ from experiments.bench import circumstances
 
 
 def main(words: list[str]) -> int:
-    """Measures and prints; gives the status of the first process that fails, which tells why, or 0."""
+    """Measures and prints; returns the status of the first process that fails (which says why), or 0."""
     parser = Parser("bench start_up", __doc__)
     parser.add_argument("--dataset", default="mnist", help="whose recipe (default: mnist)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="writes the result with the hardware")

@@ -23,7 +23,7 @@ from typing import IO, Any, NamedTuple
 
 # What changes the speed of a contender.
 VARIABLES = ("GLIBC_TUNABLES", "OMP_NUM_THREADS", "OMP_WAIT_POLICY", "XLA_FLAGS")
-Step = Callable[[], float]  # runs once, waits for all results; returns a number to tell contenders apart by, or NaN
+Step = Callable[[], float]  # runs once, waits for all results; returns a number that contenders are compared by, or NaN
 
 
 class Contender(NamedTuple):
@@ -122,7 +122,7 @@ class _Worker:
     def run(self) -> float:
         assert self.process is not None
         assert self.process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):  # it has ended: that there is no answer tells
+        with contextlib.suppress(BrokenPipeError):  # it has ended, as the missing answer shows
             print("go", file=self.process.stdin, flush=True)
         return self._answer()["milliseconds"]
 
@@ -144,7 +144,7 @@ class _Worker:
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         if not line:
-            if self.process.wait() == 2:  # a user's mistake, which it has told
+            if self.process.wait() == 2:  # a user's mistake, which it has reported
                 sys.exit(2)
             sys.exit(f"bench {' '.join(self.words)} ended with status {self.process.wait()}")
         return json.loads(line)
@@ -178,7 +178,7 @@ def _say(**answer: Any) -> None:
 
 def _peak_mebibytes() -> float:
     status = Path("/proc/self/status")
-    if status.exists():  # what `getrusage` tells is the parent's, where that was more, and is never forgotten
+    if status.exists():  # `getrusage` reports the parent's peak if that was higher, and never forgets it
         found = re.search(r"^VmHWM:\s*(\d+) kB$", status.read_text(), re.MULTILINE)
         if found:
             return int(found[1]) / 2**10
