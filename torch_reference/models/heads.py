@@ -91,19 +91,6 @@ class Head(nn.Module):
         loss: Tensor = self.objective(batch, growth)
         return loss
 
-    @property
-    def has_test_loss(self) -> bool:
-        """Whether there is a classification loss whose value does not depend on the batch."""
-        term = self.objective.classifier
-        return term is not None and not term.loss.draws and not any(True for _ in term.buffers())
-
-    def classification_loss(self, embeddings: Tensor, labels: Tensor, step: int = 0) -> Tensor:
-        """The classification loss alone, times its weight, with its whole margin: a scalar."""
-        batch = Batch(embeddings, labels, self.prototypes, self.bias, step=step)
-        weight, term = next((w, term) for w, term in self.objective if term.loss.kind == "classification")
-        loss: Tensor = weight * term(batch).loss
-        return loss
-
 
 class ArcFaceHead(Head):
     """The ArcFace head: prototypes, a margin and a scale (Deng et al., CVPR 2019, equations 3 and 4).
