@@ -1,6 +1,7 @@
 """The two command lines: the same flags, exit status for the same mistake, and use of each other's runs."""
 
 import contextlib
+import dataclasses
 import json
 import os
 import re
@@ -13,8 +14,11 @@ import numpy as np
 import pytest
 
 from jax_arcface import __main__ as jax_program
+from jax_arcface.cli import train as jax_train
 from parity_tests.cases.evaluation import runs
 from torch_reference import __main__ as torch_program
+from torch_reference.cli import arguments as torch_arguments
+from torch_reference.cli.commands import TrainOptions
 
 ROOT = Path(__file__).parents[1]
 PROGRAMS = {"jax_arcface": jax_program.main, "torch_reference": torch_program.main}
@@ -70,6 +74,18 @@ def test_every_flag_sets_the_same_field():
     assert written[0] == written[1]
     said = dict(re.findall(r"--(\S+) ([^-\s]\S*)", EVERY_FLAG)) | {"flip": True}
     assert {name for name in written[0] if name.replace("_", "-") not in said} == {"dataset", "data_dir", "image_fit"}
+
+
+@pytest.mark.parametrize(
+    "line", ["", "--epochs 2", "--epochs 2 --scale none", "--dataset digits --loss softmax --epochs 1"]
+)
+def test_flags_beside_a_file_mean_the_same(line):
+    """Such as the warm-ups, which the flags' number of epochs caps."""
+    Path("mine.json").write_text('{"dataset": "mnist", "scale": 20}')
+    words = ["--config", "mine.json", *line.split()]
+    here, _ = jax_train.parse(words)
+    there = torch_arguments.parse(TrainOptions, "train", words).training
+    assert dataclasses.asdict(here) == dataclasses.asdict(there)
 
 
 @pytest.mark.parametrize(

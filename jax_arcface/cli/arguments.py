@@ -24,6 +24,15 @@ _ELSEWHERE = {
 _KINDS = {int: "a whole number", float: "a number"}
 
 
+def flag(field: str) -> str:
+    """The flag that sets a field.
+
+    >>> flag("batch_size")
+    '--batch-size'
+    """
+    return "--" + field.replace("_", "-")
+
+
 class Parser(argparse.ArgumentParser):
     """argparse with one line for a mistake, which is a UserError; flags may be written with underscores, too.
 
@@ -65,7 +74,7 @@ class Parser(argparse.ArgumentParser):
                 text += " (default: on)" if default is True else f" (default: {default})"
             if group not in self._groups:
                 self._groups[group] = self.add_argument_group(group) if group else self
-            names = ["--" + field.name.replace("_", "-"), *([SHORT[field.name]] if field.name in SHORT else [])]
+            names = [flag(field.name), *([SHORT[field.name]] if field.name in SHORT else [])]
             how: dict[str, Any] = {"action": argparse.BooleanOptionalAction}
             if kind != "bool":
                 how = {"type": _reader(kind, bool(optional)), "metavar": kind.upper()}

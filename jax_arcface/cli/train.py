@@ -20,7 +20,7 @@ import numpy as np
 
 from jax_arcface import cpu, data
 from jax_arcface.cli import runs
-from jax_arcface.cli.arguments import Parser
+from jax_arcface.cli.arguments import Parser, flag
 from jax_arcface.cli.figures import draw_embeddings
 from jax_arcface.cli.progress import Progress, event_writer
 from jax_arcface.errors import UserError
@@ -29,7 +29,7 @@ from jax_arcface.losses.registry import describe
 from jax_arcface.models.trained import load_model
 from jax_arcface.training import config as configs
 from jax_arcface.training import fit as training
-from jax_arcface.training.config import TrainConfig, changed_field, flag
+from jax_arcface.training.config import TrainConfig, changed_field
 from jax_arcface.training.optimizer import learning_rate_schedule
 from jax_arcface.training.state import TrainState
 
@@ -127,7 +127,7 @@ def _defaults(words: Sequence[str]) -> TrainConfig:
     if given.resume and given.out is not None and (given.out / "config.json").exists():
         return runs.read_config(given.out)
     if given.config is not None:
-        return configs.read(given.config, given.dataset, given.loss)
+        return configs.read(given.config, given.dataset, given.loss, given.epochs)
     return configs.recipe(given.dataset or "digits", given.loss or "arcface", given.epochs)
 
 

@@ -10,6 +10,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+from jax_arcface.data.images import FITS
 from jax_arcface.data.sampling import Augmentation
 from jax_arcface.errors import UserError, nearest
 from jax_arcface.files import read_json
@@ -21,9 +22,9 @@ SCHEDULES = ("cosine", "linear", "constant")
 PRECISIONS = ("float32", "bfloat16")
 
 
-# Classes in a batch of pair losses alone, where --classes-per-batch is not given.
+# Classes in a batch of pair losses alone, by default.
 PAIR_CLASSES = 8
-# s where --scale is not given: ten classes need less than the paper's 64.
+# s where the configuration has none: ten classes need less than the paper's 64.
 DEFAULT_SCALE = 16.0
 # The values of fields that stand for options of the loss, at which the loss's own default holds.
 _NEUTRAL = {"scale": None, "subcenters": 1, "label_smoothing": 0.0, "beyond_pi": "monotone", "gradient": "exact"}
@@ -139,7 +140,7 @@ class TrainConfig:
             ("optimizer", OPTIMIZERS),
             ("schedule", SCHEDULES),
             ("precision", PRECISIONS),
-            ("image_fit", ("crop", "pad", "stretch")),
+            ("image_fit", FITS),
             ("beyond_pi", ("monotone", "linear", "wrap")),
             ("gradient", ("exact", "straight_through")),
         ):
@@ -194,15 +195,6 @@ class TrainConfig:
                 f"the loss {self.loss} learns nothing from one image of each class: there are {self.classes_per_batch} "
                 f"classes per batch, which must be fewer than the batch size, {self.batch_size}{self.about_classes}"
             )
-
-
-def flag(field: str) -> str:
-    """The flag that sets a field.
-
-    >>> flag("batch_size")
-    '--batch-size'
-    """
-    return "--" + field.replace("_", "-")
 
 
 def changed_field(config: TrainConfig, other: TrainConfig) -> str | None:
@@ -277,12 +269,16 @@ def recipe(dataset: str, loss: str = "arcface", epochs: int | None = None) -> Tr
 
 
 def from_dict(
-    values: dict[str, Any], source: str = "the configuration", dataset: str | None = None, loss: str | None = None
+    values: dict[str, Any],
+    source: str = "the configuration",
+    dataset: str | None = None,
+    loss: str | None = None,
+    epochs: int | None = None,
 ) -> TrainConfig:
-    """A configuration from the fields in `values`; the rest are the defaults of its data set and loss.
+    """A configuration from the fields in `values`; the rest are the defaults of its data set, loss and epochs.
 
-    `dataset` stands in where `values` has none. `loss` takes the place of another in `values`, whose fields that depend
-    on the loss are then left out.
+    `dataset` is used where `values` has none. `epochs` replaces that of `values`, and `loss` does too, without the
+    fields of `values` that depend on the loss.
 
     Raises:
       UserError: an unknown field, or a value of the wrong type or out of range; `source` is named.
@@ -300,9 +296,12 @@ def from_dict(
             raise UserError(f"{source} has {name} = {json.dumps(value)}; it must be of type {types[name]}")
     if loss not in (None, values.get("loss")):
         values = {name: value for name, value in values.items() if name not in OF_THE_LOSS} | {"loss": loss}
+    if epochs is not None:
+        values = values | {"epochs": epochs}
     try:
-        epochs = values.get("epochs")
-        defaults = recipe(values.get("dataset", dataset or "digits"), values.get("loss", "arcface"), epochs)
+        defaults = recipe(
+            values.get("dataset", dataset or "digits"), values.get("loss", "arcface"), values.get("epochs")
+        )
         return dataclasses.replace(defaults, **values)
     except UserError as error:
         raise UserError(f"{source}: {error}") from None
@@ -320,12 +319,12 @@ def _fits(value: Any, annotation: str) -> bool:
     return isinstance(value, accepted) and (not isinstance(value, bool) or bool in accepted)
 
 
-def read(path: Path, dataset: str | None = None, loss: str | None = None) -> TrainConfig:
-    """A configuration from a JSON file, such as an old run's `config.json`; `dataset` and `loss` as in `from_dict`.
+def read(path: Path, dataset: str | None = None, loss: str | None = None, epochs: int | None = None) -> TrainConfig:
+    """A configuration from a JSON file, such as an old run's `config.json`; the other arguments as in `from_dict`.
 
     Raises:
       UserError: no such file, no JSON object, or what `from_dict` raises.
     """
     if path.is_dir():
         path = path / "config.json"
-    return from_dict(read_json(path), str(path), dataset, loss)
+    return from_dict(read_json(path), str(path), dataset, loss, epochs)

@@ -134,7 +134,7 @@ def _reader(kind: str, optional: bool) -> Callable[[str], Any]:
     read: Callable[[str], Any] = {"str": str, "int": int, "float": float, "Path": Path}[kind]
 
     def reader(word: str) -> Any:
-        if optional and word == "None":
+        if optional and word.lower() == "none":
             return None
         try:
             return read(word)
