@@ -89,10 +89,7 @@ def draw(configs: Sequence[Path], steps: int, folder: Path) -> Path:
         for dtype, colour in (("float32", "tab:orange"), ("float64", "tab:blue")):
             losses, weights = apart(fields, steps, dtype, datasets)
             print(f"{title}, {dtype}: losses at most {losses.max():.2g} apart, weights {weights.max():.2g}", flush=True)
-            for values, what, style in (
-                (weights, "largest difference of a weight", "-"),
-                (losses, "difference of the loss", ":"),
-            ):
+            for values, what, style in ((weights, "weights (largest)", "-"), (losses, "loss", ":")):
                 # no difference at all has no place on a logarithmic axis
                 seen = np.where(values > 0, values, np.nan)
                 axes.plot(np.arange(1, steps + 1), seen, style, color=colour, label=f"{what}, {dtype}")
