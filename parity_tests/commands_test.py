@@ -193,6 +193,19 @@ def test_each_evaluates_the_others_run(trained_by):
     assert all(here[key] == there[key] for key in here.keys() - {*numbers, "run"})
 
 
+def test_both_write_files_of_the_same_names():
+    made = []
+    for program, main in PROGRAMS.items():
+        run = Path(shutil.copytree(runs("short").by_jax, program))
+        for line in ("evaluate", "evaluate --split train", "embed digits", "embed digits --split train"):
+            command, *rest = line.split()
+            assert main([command, program, *rest]) == 0
+        assert main(["embed", program, str(run / "embeddings.png")]) == 0
+        assert main(["evaluate", str(run / "embeddings.npz")]) == 0
+        made.append({path.name for path in run.iterdir()})
+    assert made[0] == made[1]
+
+
 @pytest.mark.parametrize(("loss", "weight", "above"), [("arcface", 1.0, 2.0), ("arcface:filter=0.0", 1.0, 0.0)])
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_the_loss_of_an_evaluation_has_its_weight_and_filter(program, loss, weight, above):

@@ -109,12 +109,12 @@ def test_embed_a_data_set_and_images(run, tmp_path, capsys):
     out = shutil.copytree(run, tmp_path / "run")
     capsys.readouterr()
     assert main(["embed", str(out), str(run / "embeddings.png")]) == 0
-    one = read_npz(out / "embedded-embeddings.npz", ("files", "predictions"))
+    one = read_npz(out / "embeddings-embeddings.npz", ("files", "predictions"))
     assert one["files"].tolist() == ["embeddings.png"]
     assert capsys.readouterr().out.startswith(f"embeddings.png  {one['predictions'][0]}\n")
     held = ("embeddings", "labels", "prototypes")
     assert main(["embed", str(out), "digits", "--split", "train"]) == 0
-    assert len(read_npz(out / "embedded-digits-train.npz", held)["labels"]) == 1438
+    assert len(read_npz(out / "embeddings-digits-train.npz", held)["labels"]) == 1438
 
 
 def test_a_linear_classifier_carries_its_bias(tmp_path, capsys):

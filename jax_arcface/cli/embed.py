@@ -48,8 +48,8 @@ def main(words: Sequence[str]) -> int:
     config, model = runs.read_config(options.run), load_model(options.run)
     extra: dict[str, Any] = {}
     if options.input in data.DATASETS:
-        name = f"{options.input}-{options.split}"
-        split = data_split(_load(options, model, config.image_fit), options.split)
+        name = options.input if options.split == "test" else f"{options.input}-{options.split}"
+        split = data_split(_load(options, model), options.split)
         images, extra["labels"] = split.images, np.asarray(split.labels)
     else:
         if options.split != "test" or options.data_dir is not None:
@@ -76,8 +76,8 @@ def main(words: Sequence[str]) -> int:
     return 0
 
 
-def _load(options: Options, model: Model, image_fit: str) -> data.Dataset:
-    """The data set that the options name, its images resized to the model's."""
+def _load(options: Options, model: Model) -> data.Dataset:
+    """The named data set, its images, which are square, resized to the model's."""
     height, width, channels = model.image_shape
     dataset = data.load(options.input, options.data_dir, progress=sys.stderr.isatty())
     if dataset.image_shape[2] != channels or (dataset.image_shape != model.image_shape and height != width):
@@ -87,8 +87,7 @@ def _load(options: Options, model: Model, image_fit: str) -> data.Dataset:
         )
     if dataset.image_shape == model.image_shape:
         return dataset
-    progress = sys.stderr.isatty()
-    return data.load(options.input, options.data_dir, image_size=height, image_fit=image_fit, progress=progress)
+    return data.load(options.input, options.data_dir, image_size=height, progress=sys.stderr.isatty())
 
 
 def _shown(shape: tuple[int, int, int]) -> str:

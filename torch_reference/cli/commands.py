@@ -93,7 +93,7 @@ class EmbedOptions:
         None,
         "options",
         ".npz file to write: embeddings [N, D], predictions [N], prototypes [C, D] (a bias [C] with softmax), "
-        "class_names [C], and labels [N] or files [N]; by default RUN/embedded-INPUT.npz",
+        "class_names [C], and labels [N] or files [N]; by default RUN/embeddings-INPUT.npz",
     )
     split: str = option("test", "options", "split of a data set", choices=("test", "train"))
     data_dir: str | None = option(None, "options", "folder with the data set's files")
@@ -354,7 +354,7 @@ def embed(options: EmbedOptions) -> int:
     if "files" in found:
         for file, prediction in zip(files, predictions, strict=True):
             print(f"{file}  {model.class_names[prediction]}")
-    out = options.out or options.run / f"embedded-{name}.npz"
+    out = options.out or options.run / f"embeddings-{name}.npz"
     names = np.array(model.class_names)
     runs.write_npz(out, embeddings=embeddings, predictions=predictions, class_names=names, **model.classes, **found)
     print(f"{len(embeddings):,} embeddings of dimension {embeddings.shape[1]} written to {out}")
