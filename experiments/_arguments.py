@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 
 
 class UserError(ValueError):
-    """A user's mistake: its message says, in one line, what is wrong and what would be right."""
+    """A user's mistake: its message states, in one line, what is wrong and what would be right."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -57,8 +57,8 @@ def check_can_be_written(**files: Path | None) -> None:
     >>> check_can_be_written(json=Path("no/such/result.json"))
     Traceback (most recent call last):
     ...
-    experiments._arguments.UserError: --json is no/such/result.json; it must be a file in a folder that there is
+    experiments._arguments.UserError: --json is no/such/result.json; it must be a file in a folder that exists
     """
     for name, file in files.items():
         if file is not None and (file.is_dir() or not file.parent.is_dir()):
-            raise UserError(f"--{name} is {file}; it must be a file in a folder that there is")
+            raise UserError(f"--{name} is {file}; it must be a file in a folder that exists")

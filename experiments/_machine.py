@@ -26,7 +26,7 @@ def processor() -> str:
 
 
 def versions() -> dict[str, str]:
-    """The versions of the packages that numbers depend on, of those that are installed."""
+    """The versions of the installed packages that numbers depend on."""
     found = {}
     for name in _PACKAGES:
         with contextlib.suppress(PackageNotFoundError):

@@ -1,4 +1,4 @@
-"""A set of trainings: one for each combination of values, and a table of what they reached.
+"""A set of trainings: one for each combination of values, and a table of their results.
 
     python -m experiments sweep runs/seeds --grid seed=0,1,2 -- --dataset mnist
     python -m experiments sweep runs/grid --grid loss=arcface,cosface --grid seed=0,1,2 -- --epochs 10

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 
 class UserError(ValueError):
-    """A user's mistake: its message says, in one line, what is wrong and what would be right."""
+    """A user's mistake: its message states, in one line, what is wrong and what would be right."""
 
 
 def nearest(word: str, known: list[str] | tuple[str, ...]) -> str:

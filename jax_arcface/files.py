@@ -131,7 +131,7 @@ def parse_json(content: bytes, source: str) -> dict[str, Any]:
     jax_arcface.errors.UserError: here is not JSON: NaN is not a number of JSON
     """
     if _depth(content) > MAX_JSON_DEPTH:
-        raise UserError(f"{source} is not what was expected: it is more than {MAX_JSON_DEPTH} levels deep")
+        raise UserError(f"{source} is not valid: it is nested more than {MAX_JSON_DEPTH} levels deep")
     try:
         text = content.decode("utf-8")
         value = json.loads(text, parse_int=_integer, parse_float=_finite, parse_constant=_no_number)
@@ -299,7 +299,7 @@ def read_safetensors(path: Path, kinds: Collection[str] = "fiu", *, limit: int =
                 check_finite(arrays[name], f"{shown(path)}: {name}")
     except UserError:
         raise
-    except Exception as error:  # safetensors' own, and whatever numpy has to say of what it admits
+    except Exception as error:  # safetensors' own, and numpy's for what safetensors accepts
         raise UserError(f"{shown(path)} is not a safetensors file that can be read ({brief(error)})") from None
     return arrays
 

@@ -266,7 +266,7 @@ def compare(
     here = _jax_arrays(_jax_values_and_gradients(jax_function, numbers, seed), arrays)
     there = torch_side(torch_function, arrays, numbers, seed)
     if not any(array.size for side in (here, there) for name, array in side.items() if not _is_gradient(name)):
-        raise ValueError("neither function gives a number: there is nothing to compare")
+        raise ValueError("neither function returns a number: there is nothing to compare")
     # what PyTorch has none of would come last
     found = sorted(differences(here, there, bound), key=lambda d: _is_gradient(d.name))
     return Report(tuple(found), bound)

@@ -5,7 +5,7 @@ import torch
 
 
 def pytest_collection_modifyitems(items):
-    """Marks what a case says of itself."""
+    """Adds each case's own marks."""
     for item in items:
         case = getattr(item, "callspec", None) and item.callspec.params.get("case")
         if getattr(case, "slow", False):

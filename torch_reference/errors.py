@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 
 class UserError(ValueError):
-    """A user's mistake: its message says, in one line, what is wrong and what would be right."""
+    """A user's mistake: its message states, in one line, what is wrong and what would be right."""
 
 
 def nearest(word: str, known: Sequence[str]) -> str:

@@ -1,6 +1,6 @@
 """Files: how they are written, whole or not at all, and how those of others are read.
 
-A file that somebody else made may claim anything. Each reader below gives what it says or raises a `UserError` with the
+A file from someone else may claim anything. Each reader below returns its content or raises a `UserError` with the
 file's name; it asks for no memory that the file's own bytes do not account for, and runs nothing that a file holds.
 """
 
@@ -126,9 +126,9 @@ def as_json(content: bytes, source: str) -> dict[str, Any]:
         value = json.loads(content.decode())
         _check_json(value, DEEPEST_JSON)
     except RecursionError:
-        raise UserError(f"{source} is not JSON of ours: it has more than {DEEPEST_JSON} levels") from None
+        raise UserError(f"{source} is not valid: it is nested more than {DEEPEST_JSON} levels deep") from None
     except (ValueError, OverflowError) as error:
-        raise UserError(f"{source} is not JSON of ours: {one_line(str(error))}") from None
+        raise UserError(f"{source} is not JSON: {one_line(str(error))}") from None
     if not isinstance(value, dict):
         raise UserError(f"{source} must be a JSON object")
     return value
@@ -243,12 +243,12 @@ def read_safetensors(path: Path, kinds: str = "fiu", largest: int = LARGEST_ARRA
             case {"dtype": str(kind), "shape": list(shape), "data_offsets": [int(first), int(last)]} if len(entry) == 3:
                 pass
             case _:
-                raise UserError(f"{wrong}: its header says nothing sensible about {name!r}")
+                raise UserError(f"{wrong}: its header has no valid entry for {name!r}")
         if kind not in _TENSOR_TYPES or (kind[0] if kind != "BF16" else "F").lower() not in kinds:
-            raise UserError(f"{one_line(path)} has {name!r} of the type {kind}, which is not what belongs there")
+            raise UserError(f"{one_line(path)} has {name!r} of the type {kind}, which does not belong there")
         dtype = np.dtype(_TENSOR_TYPES[kind])
         if not all(type(axis) is int and axis >= 0 for axis in shape) or first != end or len(shape) > 32:
-            raise UserError(f"{wrong}: its header says nothing sensible about {name!r}")
+            raise UserError(f"{wrong}: its header has no valid entry for {name!r}")
         if last - first != math.prod(shape) * dtype.itemsize or last > len(data):
             raise UserError(f"{wrong}: {name!r} is not as large as its shape")
         array = np.frombuffer(data[first:last], dtype).reshape(shape)

@@ -113,8 +113,8 @@ def test_a_word_that_is_no_number_is_one_line_and_status_2(words, capsys):
         ("head --classes 0", "--classes is 0; it must be at least 1"),
         ("head --batch-size -1", "--batch-size is -1; it must be at least 1"),
         ("head --turns 0", "--turns is 0; it must be at least 1"),
-        ("head --json no/such/x", "--json is no/such/x; it must be a file in a folder that there is"),
-        ("growth --json no/such/x", "--json is no/such/x; it must be a file in a folder that there is"),
+        ("head --json no/such/x", "--json is no/such/x; it must be a file in a folder that exists"),
+        ("growth --json no/such/x", "--json is no/such/x; it must be a file in a folder that exists"),
         ("growth --largest 10", "--largest is 10; it must be at least 5120000"),
         ("growth --draw --json none.json", "there is no none.json to draw; without --draw it is measured"),
         ("step --backbone nonet", "argument --backbone: invalid choice: 'nonet'"),
@@ -178,7 +178,7 @@ def test_start_up_is_measured_twice(tmp_path, capfd):
 
 
 def test_seconds_to_an_accuracy_are_of_both_programs(tmp_path):
-    words = "--dataset digits --accuracy 0.15 --epochs 1 --width 0.1"
+    words = "--dataset digits --accuracy 0.15 --epochs 1 --width 0.1 --warmup-epochs 1 --margin-warmup-epochs 3"
     assert main(["bench", "seconds_to_accuracy", *words.split(), "--json", str(tmp_path / "s.json")]) == 0
     rows = json.loads((tmp_path / "s.json").read_text())["rows"]
     assert list(rows) == ["jax_arcface", "torch_reference"]

@@ -35,7 +35,7 @@ def least_time(work: Work, rows: Mapping[str, Row], per_run: int = 1) -> dict[st
 
     Args:
       work: the work.
-      rows: what was measured of `CONTENDERS`.
+      rows: the measurements of `CONTENDERS`.
       per_run: what their times were divided by.
 
     >>> row = Row(100.0, 90.0, 110.0, 1.0, 1.0, 1.0, None)

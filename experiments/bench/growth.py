@@ -1,7 +1,7 @@
 """Time and memory of the heads as classes and batch grow, and a figure of both with fitted slopes.
 
     python -m experiments bench growth                    # measures, writes results/growth.json and figures/scaling.png
-    python -m experiments bench growth --draw             # draws what was measured before
+    python -m experiments bench growth --draw             # draws the earlier measurements
 
 Each point is a run of the benchmark `head`: forward and backward, float32. A slope is fitted to a line's three last
 points, in the logarithms.
@@ -30,7 +30,7 @@ def main(words: list[str]) -> None:
     parser = Parser("bench growth", __doc__)
     parser.add_argument("--turns", type=int, default=3, help="of which the median is taken (default: 3)")
     parser.add_argument("--largest", type=int, default=10**12, help="leaves out shapes with more cosines than this")
-    parser.add_argument("--draw", action="store_true", help="draws what was measured before")
+    parser.add_argument("--draw", action="store_true", help="draw the earlier measurements")
     parser.add_argument("--json", type=Path, default=RESULTS / "growth.json", metavar="FILE")
     parser.add_argument("--figure", type=Path, default=Path("figures/scaling.png"), metavar="FILE")
     options = parser.parse_args(words)

@@ -27,7 +27,7 @@ Step = Callable[[], float]  # runs once, waits for all results; returns a number
 
 
 class Contender(NamedTuple):
-    """One of those that are compared.
+    """One of the programs compared.
 
     Args:
       make: from a benchmark's options to the step that is timed, with its inputs made and its program compiled.
@@ -48,7 +48,7 @@ class Row(NamedTuple):
       first_seconds: until the end of the first run: importing JAX or PyTorch, making inputs, compiling.
       mebibytes: the peak of its resident memory while it runs: the interpreter, JAX or PyTorch, inputs and all.
       value: what its step returned first, None for NaN.
-      environment: the variables of its process that change its speed, of those that are set.
+      environment: the variables set in its process that change its speed.
     """
 
     milliseconds: float

@@ -38,7 +38,7 @@ class Parser(argparse.ArgumentParser):
 
     Args:
       command: its name, and those of its positional arguments.
-      description: what `--help` says first.
+      description: the first lines of `--help`.
     """
 
     def __init__(self, command: str, description: str):
@@ -58,7 +58,7 @@ class Parser(argparse.ArgumentParser):
 
         Args:
           options: the dataclass; a field's help is the string below it.
-          groups: the heading of a field, and of those below it up to the next field that is named here.
+          groups: the heading above a field, and above the fields that follow until the next one named here.
           defaults: an instance of `options`; the fields' own defaults where None.
         """
         texts, group = docs(options), ""

@@ -21,7 +21,7 @@ class Plane(NamedTuple):
     Args:
       points: [N, 2], the embeddings.
       prototypes: [C, 2].
-      title: says what it is.
+      title: of the figure.
       true_length: whether the points are the embeddings themselves.
     """
 

@@ -19,7 +19,7 @@ class Progress(Reporter):
 
     Args:
       run: the run directory.
-      records: the epochs that it has behind it.
+      records: the epochs already trained.
       epochs: of the whole training.
       steps_per_epoch: steps in each.
       batch_size: images in a step.
@@ -71,7 +71,7 @@ class Progress(Reporter):
         self.bar.update(done - self.bar.n)
 
     def on_epoch(self, record: Record, state: TrainState) -> None:
-        """Writes what the epoch gave, and prints its line."""
+        """Writes the epoch's record and prints its line."""
         self.records.append(record._asdict())
         runs.write_metrics(self.run, self.records)
         if self.checkpoint_every and (record.epoch % self.checkpoint_every == 0 or record.epoch == self.epochs):

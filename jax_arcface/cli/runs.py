@@ -155,7 +155,7 @@ def read_config(run: Path) -> TrainConfig:
 
 
 def check_trained(run: Path) -> None:
-    """Raises UserError where `run` is not a run directory with a trained model, and says what to do."""
+    """Raises UserError where `run` is not a run directory with a trained model, with the remedy."""
     read_config(run)
     if not (run / "model.safetensors").is_file():
         raise UserError(f"{run} has no model yet: its training has not ended; go on with: train --resume --out {run}")

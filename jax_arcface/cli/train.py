@@ -108,7 +108,7 @@ def parse(words: Sequence[str]) -> tuple[TrainConfig, RunOptions]:
         if (options.out / "config.json").exists():
             _check_resumed(config, defaults)
         elif not options.out.is_dir() or next(options.out.iterdir(), None) is None:
-            runs.read_config(options.out)  # which says what is missing
+            runs.read_config(options.out)  # raises for what is missing
     return config, options
 
 
@@ -123,7 +123,7 @@ def _defaults(words: Sequence[str]) -> TrainConfig:
     try:
         given, _ = parser.parse_known_args(list(words))
     except argparse.ArgumentError:
-        return TrainConfig()  # a flag without its value: the real parser says so
+        return TrainConfig()  # a flag without its value: the real parser refuses it
     if given.resume and given.out is not None and (given.out / "config.json").exists():
         return runs.read_config(given.out)
     if given.config is not None:
@@ -138,7 +138,7 @@ def _check_resumed(given: TrainConfig, run: TrainConfig) -> None:
 
 
 def train(config: TrainConfig, options: RunOptions) -> int:
-    """Trains a model, anew or further, and says what came out; returns the exit status."""
+    """Trains a new model or resumes a run, and prints the result; returns the exit status."""
     if options.checkpoint_every < 0:
         raise UserError(f"--checkpoint-every is {options.checkpoint_every}; it must be at least 0")
     out = options.out or _new_folder(config)
@@ -146,7 +146,7 @@ def train(config: TrainConfig, options: RunOptions) -> int:
     if not resumes:
         runs.check_free(out)
     if options.tensorboard:
-        event_writer()  # says what is missing before there is a run directory
+        event_writer()  # raises for a missing package before there is a run directory
     dataset = runs.load_dataset(config)
     # what `fit_config` would refuse, too, but before there is a run directory
     source = data.ArraySource.of_dataset(dataset, config.batch_size, classes_per_batch=config.classes_per_batch)
@@ -219,7 +219,7 @@ def _reached(
 ) -> tuple[TrainState | None, list[dict[str, Any]]]:
     """Where a run goes on: its latest state and the records up to there.
 
-    No state, but records, means that there is nothing left to do; neither, that it begins anew.
+    Records without a state mean that nothing is left to do; neither means that training starts anew.
     """
     was = runs.read_config(run)
     state = runs.read_checkpoint(run, training.initial_state(was, dataset), was.epochs * steps)
@@ -240,7 +240,7 @@ def _reached(
         return None, records
     if config.epochs != was.epochs:
         if config.epochs * steps < done:
-            raise UserError(f"--epochs is {config.epochs}, but {run} has {done / steps:g} epochs behind it")
+            raise UserError(f"--epochs is {config.epochs}, but {run} has already had {done / steps:g} epochs")
         before, after = learning_rate_schedule(was, steps), learning_rate_schedule(config, steps)
         print(
             f"{run} is trained to {config.epochs} epochs in place of {was.epochs}. Its learning rate goes on as in a "
@@ -255,13 +255,13 @@ def _reached(
 def _check_records(run: Path, records: Sequence[dict[str, Any]], epochs: int, steps: int) -> None:
     if [(r["epoch"], r["step"]) for r in records] != [(n, n * steps) for n in range(1, epochs + 1)]:
         raise UserError(
-            f"{run / 'metrics.jsonl'} does not fit what was trained: it must have a line for each of the {epochs} "
+            f"{run / 'metrics.jsonl'} does not match the training: it must have a line for each of the {epochs} "
             f"epochs of {steps} steps; put it back, or train anew in another folder"
         )
 
 
 def _finish(run: Path, config: TrainConfig, dataset: data.Dataset, state: TrainState, seconds: float) -> None:
-    """Writes what a training leaves behind, and says where and how good it is."""
+    """Writes the results of a training, and prints where they are and the test accuracy."""
     runs.write_weights(run, state.weights)
     model = load_model(run)
     embeddings, labels = model.embed(dataset.test.images), np.asarray(dataset.test.labels)
@@ -294,7 +294,7 @@ def _finish(run: Path, config: TrainConfig, dataset: data.Dataset, state: TrainS
 
 @contextlib.contextmanager
 def _interruptible() -> Iterator[Callable[[], bool]]:
-    """Gives a function that says whether Ctrl-C was pressed; a second Ctrl-C ends the program at once."""
+    """Yields a function that returns whether Ctrl-C was pressed; a second Ctrl-C ends the program at once."""
     pressed = []
 
     def handler(number: int, frame: Any) -> None:

@@ -1,6 +1,6 @@
 """From embeddings, prototypes and labels to numbers: the losses, and the margins that they take.
 
-What the losses share stands in its modules: `vectors`, `reduction`, `checks`.
+What the losses share is in the modules `vectors`, `reduction`, `checks`.
 """
 
 from jax_arcface.losses import terms as terms  # fills the registry

@@ -98,7 +98,7 @@ class Loss:
     subcenters: int = 1
 
 
-# ---- options: what stands in a factory's signature
+# ---- options: the parameters of a factory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -309,7 +309,7 @@ class Objective:
     def __add__(self, other: Objective) -> Objective:
         names = [term.name for term in (*self.terms, *other.terms)]
         if twice := [name for name in names if names.count(name) > 1]:
-            raise UserError(f"{twice[0]} stands twice in the sum")
+            raise UserError(f"{twice[0]} appears twice in the sum")
         return Objective(self.terms + other.terms)
 
     def __mul__(self, weight: float) -> Objective:

@@ -1,4 +1,4 @@
-"""Heads: what stands behind the embeddings in a training, class prototypes and losses."""
+"""Heads: what follows the embeddings in training, class prototypes and losses."""
 
 from __future__ import annotations
 

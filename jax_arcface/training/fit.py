@@ -48,7 +48,7 @@ class Record(NamedTuple):
 
     Epochs count from 1. `test_loss` is the test split's mean loss by the classification loss alone, with its full
     margin; None where it is not defined without a training step (`evaluation.mean_loss`). The learning rate is that of
-    the epoch's last step, None where `fit` was not told it. `seconds` are those of drawing and training, compilation
+    the epoch's last step, None where `fit` does not know it. `seconds` are those of drawing and training, compilation
     included and evaluation not; replicas trained as one program share them, and `images_per_second` counts the images
     of all.
     """
@@ -109,7 +109,7 @@ def fit(
       margin_warmup_epochs: epochs in which the margins grow from none to their values.
       seed: of the random margins of losses that draw them.
       state: where to go on from; it is used up. None begins with the weights of `backbone` and `head`.
-      reporter: is told of steps and epochs.
+      reporter: is called after steps and epochs.
       stop: asked after each step (or scan of steps); true ends the training early.
       learning_rate: from steps to the learning rate, for the records.
       draws: from a step to what it draws: `normal` [B] and `dropout`, a mask for the backbone; where None, `normal` by
@@ -130,7 +130,7 @@ def fit(
     """
     model = Model(backbone, head)
     parts, params, stats = states.split(model)
-    # copies, since the steps use up what they are given
+    # copies, since the steps donate their arguments
     state = state or jax.tree.map(jnp.copy, states.start(params, stats, optimizer))
     step = make_step(parts, optimizer, source, round(margin_warmup_epochs * source.steps_per_epoch))
     if draws is None and "normal" in head.objective.draws:
@@ -172,7 +172,7 @@ def _train(
     on_epoch: Callable[[TrainState, float, int], None],
     stop: Callable[[], bool],
 ) -> TrainState:
-    """The loop: epochs of steps, until all are done or `stop` says so. A state may be one of stacked replicas.
+    """The loop: epochs of steps, until all are done or `stop` returns True. A state may be one of stacked replicas.
 
     `on_epoch` is given the state, and the seconds and steps that this epoch took here.
     """

@@ -23,7 +23,7 @@ _SCANNED_BYTES = 64 * 2**20  # of host arrays that go to the device together
 
 
 def grown(step: Array | int, warmup: int) -> Array:
-    """The share of the margin that there is in step t: it grows linearly, and is 1 from step `warmup` on.
+    """The share of the margin in effect at step t: it grows linearly, and is 1 from step `warmup` on.
 
     An angular margin from the first step on can hold a network at the point where all embeddings coincide, since there
     it costs least.

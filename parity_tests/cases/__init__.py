@@ -15,7 +15,7 @@ Unit = Literal["relative", "ulp", "exact"]
 
 
 class Unavailable(Exception):
-    """What a case needs is not here; the message says what."""
+    """A case's requirement is missing; the message names it."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

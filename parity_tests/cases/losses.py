@@ -387,7 +387,7 @@ def _library_contrastive() -> Iterator[Difference]:
     """pytorch-metric-learning's contrastive loss against both twins, its conventions translated.
 
     Its losses of a pair are d and max(0, m - d), of which half the squares are taken here as in the paper; and its
-    means are over the pairs with a loss unless told otherwise.
+    means are over the pairs with a loss by default.
     """
     library = _metric_learning()
     x, _, labels = batch("float64")
@@ -408,7 +408,7 @@ def _library_triplet() -> Iterator[Difference]:
     """pytorch-metric-learning's triplet loss against both twins, its conventions translated.
 
     Its distance is here the square of that between normalised embeddings, `l2`, or given to it as an angle; its means
-    are, as here, over the triplets with a loss unless told otherwise, and its miners choose before the loss does.
+    are, as here, over the triplets with a loss by default, and its miners choose before the loss does.
     """
     library = _metric_learning()
     x, _, labels = batch("float64")

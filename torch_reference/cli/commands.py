@@ -104,7 +104,7 @@ class EmbedOptions:
 
 
 def train(options: TrainOptions) -> int:
-    """Trains a model and says what came out; returns the exit status."""
+    """Trains a model and prints the result; returns the exit status."""
     config, out = options.training, options.out
     if options.checkpoint_every < 0:
         raise UserError(f"--checkpoint-every is {options.checkpoint_every}; it must be at least 0")
@@ -189,10 +189,10 @@ def _train(
 
 
 def _say_how_it_goes_on(run: Path, state: TrainState, config: TrainConfig, before: TrainConfig, per_epoch: int) -> None:
-    """Says where a resumed run stands, and what more epochs mean for its learning rate."""
+    """Prints where a resumed run continues, and what more epochs mean for its learning rate."""
     total = config.epochs * per_epoch
     if state.step >= total:
-        print(f"{run} is finished, after {config.epochs} epochs; go on with --epochs and a larger number")
+        print(f"{run} is finished, after {config.epochs} epochs; give a larger --epochs to train it further")
         return
     print(f"{run} goes on after step {state.step} of {total}" if state.step else f"{run} begins anew: no checkpoint")
     if config.epochs != before.epochs and state.step:
@@ -205,7 +205,7 @@ def _say_how_it_goes_on(run: Path, state: TrainState, config: TrainConfig, befor
 
 
 def _say_warmups(config: TrainConfig) -> None:
-    """Says where a warm-up does not end, or takes a good part of the training."""
+    """Prints a line where a warm-up does not end, or takes a good part of the training."""
     for field, what in (("warmup_epochs", "the learning rate"), ("margin_warmup_epochs", "the margin")):
         epochs = getattr(config, field)
         if epochs and config.epochs and epochs >= config.epochs / 4:
@@ -216,7 +216,7 @@ def _say_warmups(config: TrainConfig) -> None:
 def _finish(
     run: Path, config: TrainConfig, state: TrainState, dataset: data.Dataset, machine: Machine, seconds: float
 ) -> None:
-    """Writes what a training leaves behind, and says where and how good it is."""
+    """Writes the results of a training, and prints where they are and the test accuracy."""
     runs.write_weights(run, weights.to_arrays(state.model))
     model = load_model(run, machine.device)
     embeddings, labels = model.embed(dataset.test.images), dataset.test.labels
@@ -240,7 +240,7 @@ def _finish(
 
 @contextlib.contextmanager
 def _interruptible() -> Iterator[Callable[[], bool]]:
-    """Yields a function that says whether Ctrl-C was pressed; a second Ctrl-C ends the program at once."""
+    """Yields a function that returns whether Ctrl-C was pressed; a second Ctrl-C ends the program at once."""
     pressed: list[int] = []
 
     def handler(number: int, frame: Any) -> None:

@@ -19,7 +19,7 @@ class Progress(Reporter):
 
     Args:
       run: the run directory.
-      records: the epochs that it has behind it.
+      records: the epochs already trained.
       epochs: of the whole training.
       steps_per_epoch: of the training.
       checkpoint_every: epochs between two checkpoints; 0 writes none.
@@ -58,7 +58,7 @@ class Progress(Reporter):
             )
 
     def on_epoch(self, record: Record, state: TrainState) -> None:
-        """Writes what the epoch gave, and prints its line."""
+        """Writes the epoch's record and prints its line."""
         self.records.append(record._asdict())
         runs.write_metrics(self.run, self.records)
         if self.checkpoint_every and (record.epoch % self.checkpoint_every == 0 or record.epoch == self.epochs):

@@ -28,7 +28,7 @@ class Dataset:
     """A data set in memory.
 
     Args:
-      name: what it is called; for a folder of images, the folder's own name.
+      name: of the data set; for a folder of images, the folder's own name.
       train: the examples to train on.
       test: the examples to test on.
       class_names: each class's name, at its label.

@@ -44,7 +44,7 @@ def is_image(file: Path) -> bool:
 def opened(file: Path) -> Iterator[Image]:
     """An image, as it is stored; nothing but its header is decoded before its pixels are used.
 
-    The content says what it is, not the name: PNG, JPEG, WebP, BMP, PGM or PPM.
+    The kind is recognised by content, not by name: PNG, JPEG, WebP, BMP, PGM or PPM.
 
     Raises:
       UserError: it is nothing of these, damaged (which may show when its pixels are used, inside the `with`), has more

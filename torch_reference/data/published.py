@@ -125,7 +125,7 @@ PUBLISHED: Mapping[str, Published] = MappingProxyType(
 def find_published(name: str, data_dir: str | os.PathLike[str] | None) -> Path:
     """The folder that holds the published files, each file's checksum verified.
 
-    They are downloaded into PyTorch's cache folder alone, never into one that the user gave.
+    They are downloaded into PyTorch's cache folder alone, never into the user's own.
     """
     published = PUBLISHED[name]
     given = data_dir or os.environ.get(_DIRECTORY_VARIABLE)

@@ -158,7 +158,7 @@ class Loss:
       owns: the parameters beside the prototypes that a head makes for it: `bias`, `centers`.
       draws: whether each step needs normal draws.
       one_prototype: whether it is undefined for several prototypes a class.
-      state: from (number of classes, embedding dimension) to what it remembers before the first step.
+      state: from (number of classes, embedding dimension) to its state before the first step.
     """
 
     name: str

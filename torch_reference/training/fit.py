@@ -26,7 +26,7 @@ Loader = Iterable[tuple[Tensor, Tensor]]
 
 
 class Record(NamedTuple):
-    """A line of `metrics.jsonl`: the epoch (from 1) and what it gave.
+    """A line of `metrics.jsonl`: the epoch (from 1) and its results.
 
     The training's loss and accuracy are means over the epoch's batches, the learning rate is that of its last step, and
     the time is what its training took, in seconds, without the evaluation. The test split's loss is that of the

@@ -89,7 +89,7 @@ class TrainState:
         return arrays
 
     def load_arrays(self, arrays: Mapping[str, np.ndarray]) -> None:
-        """Takes over what `to_arrays` gave.
+        """Restores what `to_arrays` returned.
 
         Raises:
           ValueError: arrays that do not fit the model, its optimiser or its losses.

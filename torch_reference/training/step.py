@@ -23,7 +23,7 @@ class Diverged(ArithmeticError):
 
 
 class Metrics(NamedTuple):
-    """What a step gave: the batch's mean loss, and its accuracy without the margin."""
+    """The results of a step: the batch's mean loss, and its accuracy without the margin."""
 
     loss: float
     accuracy: float
