@@ -158,11 +158,14 @@ def _train(
         runs.read_checkpoint(run, state.load_arrays)
         records = [record for record in runs.read_metrics(run) if record["step"] <= state.step]
         before = runs.read_config(run)
-        _say_how_it_goes_on(run, state, config, before, per_epoch)
-        if state.step >= total and (run / "model.safetensors").exists():
+        if runs.is_finished(run) and config.epochs == before.epochs:
+            print(f"{run} is finished, after {config.epochs} epochs; give a larger --epochs to train it further")
             return 0
+        if runs.is_finished(run) and before.epochs and not state.step:  # beginning anew would overwrite the model
+            raise UserError(f"{run} cannot be trained further: it was trained with --checkpoint-every 0")
+        _say_how_it_goes_on(run, state, config, before, per_epoch)
         if config != before:
-            runs.write_json(run / "config.json", dataclasses.asdict(config))
+            runs.extend(run, config)
     _say_warmups(config)
     if options.tensorboard:
         print(f"TensorBoard: tensorboard --logdir {run}")
@@ -191,9 +194,6 @@ def _train(
 def _say_how_it_goes_on(run: Path, state: TrainState, config: TrainConfig, before: TrainConfig, per_epoch: int) -> None:
     """Prints where a resumed run continues, and what more epochs mean for its learning rate."""
     total = config.epochs * per_epoch
-    if state.step >= total:
-        print(f"{run} is finished, after {config.epochs} epochs; give a larger --epochs to train it further")
-        return
     print(f"{run} goes on after step {state.step} of {total}" if state.step else f"{run} begins anew: no checkpoint")
     if config.epochs != before.epochs and state.step:
         was = learning_rate(before, state.step - 1, per_epoch)
