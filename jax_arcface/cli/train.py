@@ -95,7 +95,7 @@ def parse(words: Sequence[str]) -> tuple[TrainConfig, RunOptions]:
     parser.add_listing(
         "--help-losses", lambda: "\n".join(describe()), "list the losses, their equations and options, and exit"
     )
-    parser.add_fields(TrainConfig, _GROUPS, defaults)
+    parser.add_fields(TrainConfig, _GROUPS, defaults, configs.CHOICES | {"dataset": data.DATASETS})
     parser.add_fields(RunOptions, {"out": "run"})
     values = parser.parse(words)
     own = {field.name: values.pop(field.name) for field in dataclasses.fields(RunOptions)}
