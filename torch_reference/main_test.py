@@ -94,7 +94,7 @@ def test_evaluate_a_run_and_its_embeddings(run, tmp_path, capsys):
     assert (test["split"], train["split"], train["examples"]) == ("test", "train", 1438)
     assert file == {"examples": 359, "accuracy": test["accuracy"]}
     said = capsys.readouterr().out
-    assert f"accuracy  {100 * test['accuracy']:.2f} %" in said
+    assert f"accuracy  {test['accuracy']:.2%}" in said
     assert "unfinished" not in said
 
 
