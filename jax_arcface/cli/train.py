@@ -247,7 +247,7 @@ def _reached(
             f"training of {config.epochs} from the start ({config.schedule}): it was {float(before(done - 1)):.3g} in "
             f"step {done}, and is {float(after(done)):.3g} in the next"
         )
-        runs.write_config(run, config)
+        runs.extend(run, config)
     print(f"{run} goes on after step {done} of {config.epochs * steps}")
     return state, records
 

@@ -126,9 +126,10 @@ def is_finished(run: Path) -> bool:
 def extend(run: Path, config: TrainConfig) -> None:
     """Gives a run a configuration with more epochs: until they are trained, it is not finished.
 
-    The embeddings go; the weights, which `evaluate` reads, stay until there are new ones.
+    The embeddings and what was evaluated go; the weights, which `evaluate` reads, stay until there are new ones.
     """
-    (run / "embeddings.npz").unlink(missing_ok=True)
+    for name in ("embeddings.npz", "evaluation.json", "evaluation-train.json"):
+        (run / name).unlink(missing_ok=True)
     write_json(run / "config.json", dataclasses.asdict(config))
 
 
