@@ -25,4 +25,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *importlib.import_module("jax_arcface.api").__all__])
+    return sorted(importlib.import_module("jax_arcface.api").__all__)

@@ -12,10 +12,9 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
-from jax_arcface.losses.fused import has_many_cosines, nearest_class
+from jax_arcface.losses.fused import classify
 from jax_arcface.losses.registry import Inputs, Objective
-from jax_arcface.losses.softmax import linear_logits
-from jax_arcface.losses.vectors import checked_labels, cosines, normalize
+from jax_arcface.losses.vectors import checked_labels, normalize
 
 
 def predict(
@@ -35,7 +34,7 @@ def predict(
     [1, 1]
     """
     embeddings = np.asarray(embeddings)
-    find: Callable[..., ArrayLike] = _predict
+    find: Callable[..., ArrayLike] = classify
     if not {np.asarray(a).dtype.name for a in (embeddings, prototypes)} <= _HALF_AND_SINGLE:
         find, prototypes = _predict_in_numpy, np.asarray(prototypes, np.float64)  # float32 would change the vectors
     starts = range(0, max(len(embeddings), 1), block_size)  # of no embeddings there is one block, an empty one
@@ -47,7 +46,7 @@ _HALF_AND_SINGLE = {"float16", "bfloat16", "float32"}
 
 
 def _predict_in_numpy(embeddings: np.ndarray, prototypes: np.ndarray, bias: ArrayLike | None) -> np.ndarray:
-    """`_predict` in float64, for float64 vectors and integers of any size."""
+    """`classify` in float64, for float64 vectors and integers of any size."""
     embeddings = embeddings.astype(np.float64)
     if bias is not None:
         return np.argmax(embeddings @ prototypes.T + np.asarray(bias, np.float64), axis=-1)
@@ -62,15 +61,6 @@ def _units(vectors: np.ndarray) -> np.ndarray:
     vectors = vectors / np.where(largest > 0, largest, 1)
     length = np.sqrt((vectors**2).sum(axis=-1, keepdims=True))
     return vectors / np.where(length > 0, length, 1)
-
-
-@jax.jit
-def _predict(embeddings: Array, prototypes: Array, bias: Array | None) -> Array:
-    if bias is not None:
-        return jnp.argmax(linear_logits(embeddings, prototypes, bias), axis=-1)
-    if has_many_cosines(embeddings, prototypes):
-        return nearest_class(embeddings, prototypes)
-    return jnp.argmax(cosines(embeddings, prototypes), axis=-1)
 
 
 def accuracy(embeddings: ArrayLike, prototypes: ArrayLike, labels: ArrayLike, bias: ArrayLike | None = None) -> float:

@@ -31,8 +31,8 @@ from jax_arcface.cpu import Implementation, product
 from jax_arcface.losses import checks
 from jax_arcface.losses.margins import Margin, target_cosine
 from jax_arcface.losses.reduction import Reduction, checked_weights, reduce, without_ignored
-from jax_arcface.losses.softmax import margin_softmax_loss
-from jax_arcface.losses.vectors import checked_labels, checked_vectors, normalize
+from jax_arcface.losses.softmax import linear_logits
+from jax_arcface.losses.vectors import checked_labels, checked_vectors, cosines, normalize
 
 _MIB = 2**20
 # From so many cosines on, B x C x K, the fused loss takes about as much time as the dense one, or less, and less memory
@@ -190,15 +190,6 @@ def has_many_cosines(embeddings: ArrayLike, prototypes: ArrayLike) -> bool:
     return jnp.shape(embeddings)[0] * math.prod(jnp.shape(prototypes)[:-1]) >= MANY_COSINES
 
 
-def chosen_loss(embeddings: ArrayLike, prototypes: ArrayLike) -> Callable[..., Array]:
-    """The fused loss where there are many cosines, else the dense one: they take the same arguments.
-
-    >>> chosen_loss(jnp.zeros((128, 64)), jnp.zeros((10, 64))).__name__
-    'margin_softmax_loss'
-    """
-    return fused_margin_softmax_loss if has_many_cosines(embeddings, prototypes) else margin_softmax_loss
-
-
 def nearest_class(embeddings: ArrayLike, prototypes: ArrayLike, *, block_size: int | None = None) -> Array:
     """The class whose prototype has the largest cosine with each embedding, without the [B, C] cosines.
 
@@ -233,6 +224,24 @@ def _nearest_class(embeddings: Array, prototypes: Array, *, block_size: int) -> 
 
     none = jnp.full(len(u), -jnp.inf, u.dtype), jnp.zeros(len(u), int)
     return _over_blocks(settings.block_size, prototypes, add, none)[1]
+
+
+@jax.jit
+def classify(embeddings: ArrayLike, prototypes: ArrayLike, bias: ArrayLike | None = None) -> Array:
+    """The class of each embedding, [B]: the largest W x + b with a bias, else the nearest prototype.
+
+    Args:
+      embeddings: [B, D]. prototypes: [C, D], or [C, K, D] with K sub-centres. bias: [C], of a linear classifier.
+
+    >>> x, w = jnp.array([[2.0, 1.0], [0.0, -1.0]]), jnp.array([[0.0, 1.0], [1.0, 0.0]])
+    >>> classify(x, w).tolist(), classify(x, w, jnp.array([3.0, 0.0])).tolist()
+    ([1, 1], [0, 0])
+    """
+    if bias is not None:
+        return jnp.argmax(linear_logits(embeddings, prototypes, bias), axis=-1)
+    if has_many_cosines(embeddings, prototypes):
+        return nearest_class(embeddings, prototypes)
+    return jnp.argmax(cosines(embeddings, prototypes), axis=-1)
 
 
 class _Settings(NamedTuple):

@@ -11,7 +11,7 @@ from flax import nnx
 from jax import Array
 
 from jax_arcface.losses import checks
-from jax_arcface.losses.fused import has_many_cosines, nearest_class
+from jax_arcface.losses.fused import classify
 from jax_arcface.losses.margins import Margin
 from jax_arcface.losses.registry import Inputs, Objective, Outcome
 from jax_arcface.losses.softmax import linear_logits, margin_logits
@@ -78,9 +78,7 @@ class Head(nnx.Module):
 
     def predict(self, embeddings: Array) -> Array:
         """The class with the largest score, [B], of embeddings [B, D]; the first of equals."""
-        if not hasattr(self, "bias") and has_many_cosines(embeddings, self.prototypes[...]):
-            return nearest_class(embeddings, self.prototypes[...])
-        return jnp.argmax(self(embeddings), axis=1)
+        return classify(embeddings, self.prototypes[...], self.bias[...] if hasattr(self, "bias") else None)
 
     def outcome(
         self,
@@ -168,6 +166,8 @@ class ArcFaceHead(Head):
     ):
         if not isinstance(margin, Margin | None):
             raise TypeError(f"margin is {margin!r}; it must be a Margin, such as Margin.arcface(0.5)")
+        checks.whole(subcenters=subcenters)
+        checks.positive(scale=scale)
         m: Any = Margin.arcface() if margin is None else margin
         objective = combined(m.m1, m.m2, m.m3, None, scale, subcenters, label_smoothing, m.beyond_pi, m.gradient)
         super().__init__(objective, embedding_dim, num_classes, rngs=rngs)

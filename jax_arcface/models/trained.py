@@ -16,7 +16,7 @@ from jax import Array
 
 from jax_arcface import files
 from jax_arcface.errors import UserError
-from jax_arcface.losses.fused import has_many_cosines, nearest_class
+from jax_arcface.losses.fused import classify
 from jax_arcface.losses.softmax import linear_logits
 from jax_arcface.losses.vectors import cosines
 from jax_arcface.models import weights
@@ -98,10 +98,7 @@ class Model:
 
     def predict(self, images: np.ndarray) -> np.ndarray:
         """The classes' numbers, int64 [N], of images, uint8 [N, H, W, C]."""
-        embeddings = self.embed(images)
-        if self.bias is None and has_many_cosines(embeddings, self.prototypes):
-            return np.asarray(nearest_class(embeddings, self.prototypes), np.int64)
-        return self.scores(embeddings).argmax(axis=1)
+        return np.asarray(classify(self.embed(images), self.prototypes, self.bias), np.int64)
 
     @functools.cached_property
     def _split(self) -> tuple[nnx.GraphDef, nnx.State]:
