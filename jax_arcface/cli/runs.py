@@ -32,7 +32,7 @@ import safetensors.numpy
 from jax_arcface import data
 from jax_arcface.data import Dataset
 from jax_arcface.errors import UserError
-from jax_arcface.files import atomic_write, read_dataset, read_json_lines, read_safetensors
+from jax_arcface.files import atomic_write, read_dataset, read_json_lines, read_npz, read_safetensors
 from jax_arcface.models.weights import Weights
 from jax_arcface.training import config as configs
 from jax_arcface.training.config import TrainConfig
@@ -192,21 +192,18 @@ def epochs_done(run: Path) -> int:
     return int(records[-1]["epoch"]) if records else 0
 
 
-def extend(run: Path, config: TrainConfig) -> None:
-    """Gives a run more epochs: it is unfinished until its embeddings are written again, and not evaluated any more."""
-    for name in ("embeddings.npz", "evaluation.json", "evaluation-train.json"):
-        (run / name).unlink(missing_ok=True)
-    write_config(run, config)
+def has_result(run: Path, weights: Weights) -> bool:
+    """Whether `model.safetensors` holds these weights, and `embeddings.npz`, which is written last, its prototypes.
 
-
-def is_finished(run: Path) -> bool:
-    """Whether a run was trained to its last epoch, and its model and embeddings are written.
-
-    Raises:
-      UserError: as `read_config` and `read_metrics`.
+    Otherwise the training was killed before both were written, or they are of fewer epochs.
     """
-    written = all((run / name).exists() for name in ("model.safetensors", "embeddings.npz"))
-    return written and epochs_done(run) == read_config(run).epochs
+    try:
+        model = read_safetensors(run / "model.safetensors")
+        embedded = read_npz(run / "embeddings.npz", ("prototypes",))
+    except UserError:
+        return False
+    same = model.keys() == weights.keys() and all(np.array_equal(model[name], weights[name]) for name in weights)
+    return same and np.array_equal(embedded["prototypes"], weights["head.prototypes"])
 
 
 def write_weights(run: Path, values: Weights) -> None:
@@ -256,9 +253,13 @@ def write_checkpoint(run: Path, state: Any) -> None:
     path = run / "checkpoints" / f"step_{int(leaves['.step']):08d}.safetensors"
     with atomic_write(path) as file:
         file.write_bytes(safetensors.numpy.save(_contiguous(leaves)))
-    for older in _checkpoints(run):
-        if older < path:
-            older.unlink()
+    remove_older_checkpoints(run)
+
+
+def remove_older_checkpoints(run: Path) -> None:
+    """Removes all checkpoints but the latest."""
+    for older in _checkpoints(run)[:-1]:
+        older.unlink()
 
 
 def read_checkpoint(run: Path, template: Any, steps: int) -> Any:

@@ -95,7 +95,7 @@ def parse(words: Sequence[str]) -> tuple[TrainConfig, RunOptions]:
     parser.add_listing(
         "--help-losses", lambda: "\n".join(describe()), "list the losses, their equations and options, and exit"
     )
-    parser.add_fields(TrainConfig, _GROUPS, defaults, configs.CHOICES | {"dataset": data.DATASETS})
+    parser.add_fields(TrainConfig, _GROUPS, defaults)
     parser.add_fields(RunOptions, {"out": "run"})
     values = parser.parse(words)
     own = {field.name: values.pop(field.name) for field in dataclasses.fields(RunOptions)}
@@ -236,7 +236,8 @@ def _reached(
     done = int(state.step)
     records = [record for record in records if record["step"] <= done]
     _check_records(run, records, done // steps, steps)
-    if config.epochs == was.epochs and runs.is_finished(run):
+    runs.remove_older_checkpoints(run)  # left by a kill just after the latest was written
+    if config.epochs == was.epochs and done == was.epochs * steps and runs.has_result(run, state.weights):
         return None, records
     if config.epochs != was.epochs:
         if config.epochs * steps < done:
@@ -247,7 +248,7 @@ def _reached(
             f"training of {config.epochs} from the start ({config.schedule}): it was {float(before(done - 1)):.3g} in "
             f"step {done}, and is {float(after(done)):.3g} in the next"
         )
-        runs.extend(run, config)
+        runs.write_config(run, config)
     print(f"{run} goes on after step {done} of {config.epochs * steps}")
     return state, records
 
@@ -265,14 +266,6 @@ def _finish(run: Path, config: TrainConfig, dataset: data.Dataset, state: TrainS
     runs.write_weights(run, state.weights)
     model = load_model(run)
     embeddings, labels = model.embed(dataset.test.images), np.asarray(dataset.test.labels)
-    runs.write_npz(
-        run / "embeddings.npz",
-        embeddings=embeddings,
-        labels=labels,
-        prototypes=model.prototypes,
-        class_names=np.array(dataset.class_names),
-        **({} if model.bias is None else {"bias": model.bias}),
-    )
     reached = f"test accuracy {100 * accuracy(embeddings, model.prototypes, labels, model.bias):.2f} %"
     print(f"{reached}  ({len(labels):,} images; trained in {seconds:.1f} s)")
     print(f"run directory {run}")
@@ -290,6 +283,14 @@ def _finish(run: Path, config: TrainConfig, dataset: data.Dataset, state: TrainS
         print(f"picture       {run / 'embeddings.png'}")
     except ImportError:
         print("no picture: it needs matplotlib (pip install 'jax-arcface[figures]')")
+    runs.write_npz(  # last: with it the run has its result
+        run / "embeddings.npz",
+        embeddings=embeddings,
+        labels=labels,
+        prototypes=model.prototypes,
+        class_names=np.array(dataset.class_names),
+        **({} if model.bias is None else {"bias": model.bias}),
+    )
 
 
 @contextlib.contextmanager

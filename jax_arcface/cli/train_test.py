@@ -281,6 +281,26 @@ def test_resuming_an_ended_run_changes_nothing(run_copy, capsys):
         (run_copy / "checkpoints").mkdir(exist_ok=True)
 
 
+def be_of_fewer_steps(run):
+    values = safetensors.numpy.load_file(run / "model.safetensors")
+    safetensors.numpy.save_file({name: value + 1 for name, value in values.items()}, run / "model.safetensors")
+
+
+def leave_an_older_checkpoint(run):
+    (path,) = (run / "checkpoints").iterdir()
+    shutil.copy(path, run / "checkpoints" / "step_00000011.safetensors")
+
+
+@pytest.mark.parametrize(
+    "harm", [lambda run: (run / "embeddings.npz").unlink(), be_of_fewer_steps, leave_an_older_checkpoint]
+)
+def test_a_training_killed_while_it_wrote_its_result_writes_it(harm, run_copy, trained):
+    harm(run_copy)
+    assert main(["train", "--resume", "--out", str(run_copy)]) == 0
+    assert_same_weights(run_copy, trained)
+    assert files_below(run_copy) == files_below(trained)
+
+
 def test_without_a_checkpoint_an_unfinished_run_begins_anew(run_copy, trained):
     shutil.rmtree(run_copy / "checkpoints")
     (run_copy / "embeddings.npz").unlink()
@@ -303,12 +323,6 @@ def test_a_finished_run_is_extended(little, tmp_path, capsys, refused):
     here, there = ([[r[key] for key in same] for r in records_of(tmp_path / name)] for name in ("run", "whole"))
     assert here == there
     refused("train", "--resume", "--epochs", "2", "--out", "run")  # three are behind it
-    # killed after its last epoch, before it wrote its weights: it has not ended
-    state = runs.read_config(tmp_path / "run")
-    runs.extend(tmp_path / "run", dataclasses.replace(state, epochs=3))
-    assert not runs.is_finished(tmp_path / "run")
-    assert main(["train", "--resume", "--out", "run"]) == 0
-    assert runs.is_finished(tmp_path / "run")
 
 
 @pytest.mark.parametrize("flags", ["--scale 20", "--seed 1", "--loss cosface", "--rotate 0.3"])

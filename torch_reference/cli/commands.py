@@ -155,17 +155,15 @@ def _train(
     records: list[dict[str, Any]] = []
     if resumes:
         runs.check_dataset(run, dataset)
-        runs.read_checkpoint(run, state.load_arrays)
-        records = [record for record in runs.read_metrics(run) if record["step"] <= state.step]
         before = runs.read_config(run)
-        if runs.is_finished(run) and config.epochs == before.epochs:
-            print(f"{run} is finished, after {config.epochs} epochs; give a larger --epochs to train it further")
-            return 0
-        if runs.is_finished(run) and before.epochs and not state.step:  # beginning anew would overwrite the model
-            raise UserError(f"{run} cannot be trained further: it was trained with --checkpoint-every 0")
+        runs.read_checkpoint(run, state.load_arrays, before.epochs * per_epoch)
+        runs.remove_older_checkpoints(run)  # left by a kill just after the latest was written
+        records = runs.read_metrics_until(run, state.step, per_epoch)
         _say_how_it_goes_on(run, state, config, before, per_epoch)
+        if state.step >= total and runs.has_result(run, weights.to_arrays(state.model)):
+            return 0
         if config != before:
-            runs.extend(run, config)
+            runs.write_json(run / "config.json", dataclasses.asdict(config))
     _say_warmups(config)
     if options.tensorboard:
         print(f"TensorBoard: tensorboard --logdir {run}")
@@ -194,6 +192,9 @@ def _train(
 def _say_how_it_goes_on(run: Path, state: TrainState, config: TrainConfig, before: TrainConfig, per_epoch: int) -> None:
     """Prints where a resumed run continues, and what more epochs mean for its learning rate."""
     total = config.epochs * per_epoch
+    if state.step >= total:
+        print(f"{run} is finished, after {config.epochs} epochs; give a larger --epochs to train it further")
+        return
     print(f"{run} goes on after step {state.step} of {total}" if state.step else f"{run} begins anew: no checkpoint")
     if config.epochs != before.epochs and state.step:
         was = learning_rate(before, state.step - 1, per_epoch)
@@ -220,13 +221,6 @@ def _finish(
     runs.write_weights(run, weights.to_arrays(state.model))
     model = load_model(run, machine.device)
     embeddings, labels = model.embed(dataset.test.images), dataset.test.labels
-    runs.write_npz(
-        run / "embeddings.npz",
-        embeddings=embeddings,
-        labels=labels,
-        class_names=np.array(dataset.class_names),
-        **model.classes,
-    )
     reached = accuracy(embeddings, labels=labels, **model.classes)
     print(f"test accuracy {100 * reached:.2f} %  ({len(labels):,} images; trained in {seconds:.1f} s)")
     print(f"run directory {run}")
@@ -236,6 +230,13 @@ def _finish(
         print(f"picture       {run / 'embeddings.png'}")
     except ImportError:
         print("no picture: it needs matplotlib (pip install matplotlib)")
+    runs.write_npz(  # last: with it the run has its result
+        run / "embeddings.npz",
+        embeddings=embeddings,
+        labels=labels,
+        class_names=np.array(dataset.class_names),
+        **model.classes,
+    )
 
 
 @contextlib.contextmanager
