@@ -153,29 +153,26 @@ def train(share: float, seed: int, epochs: int, each: int, digits: int) -> dict[
     """One training: `test_accuracy`, a share, and the `seconds` of the steps."""
     dataset, classes, rngs = data.load("digits"), 10**digits, nnx.Rngs(seed)
     images, labels = numbers(dataset.train, each, digits, seed)
-    mean, std = data.channel_statistics(images)
-    source = data.ArraySource(images, labels, BATCH, mean=mean, std=std, seed=seed)
+    source = data.ArraySource(images, labels, BATCH, seed=seed)
     config = TrainConfig(epochs=epochs, learning_rate=PEAK, schedule="linear", warmup_epochs=min(1.0, epochs / 2))
     rate = learning_rate_schedule(config, source.steps_per_epoch)
     optimizer = optax.chain(optax.add_decayed_weights(DECAY), optax.sgd(rate, MOMENTUM, nesterov=True))
     backbone = LeNet(source.image_shape, DIMENSION, width=0.5, rngs=rngs)
     objective = arcface(m=MARGIN, scale=SCALE)
     head = PartialHead(objective, DIMENSION, classes, share=share, seed=seed, rngs=rngs)
-    test_images, test_labels = numbers(dataset.test, 1, digits, seed)
     records: list[Record] = []
 
     class Keep(Reporter):
         def on_epoch(self, record: Record, state: Any) -> None:
             records.append(record)
 
-    test = ((test_images - mean) / std, test_labels)
     fit(
         backbone,
         head,
         only_sampled_rows(optimizer),
         source,
         epochs=epochs,
-        test=test,
+        test=numbers(dataset.test, 1, digits, seed),
         margin_warmup_epochs=config.warmup_epochs,
         reporter=Keep(),
     )

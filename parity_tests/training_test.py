@@ -12,5 +12,5 @@ def test_parity(case):
 
 def test_every_optimiser_and_schedule_has_a_case():
     covered = {name for case in CASES for name in case.covers}
-    for name in ("OPTIMIZERS", "SCHEDULES"):
-        assert set(getattr(jax_config, name)) == set(getattr(torch_config, name)) <= covered
+    for field, there in (("optimizer", torch_config.OPTIMIZERS), ("schedule", torch_config.SCHEDULES)):
+        assert set(jax_config.CHOICES[field]) == set(there) <= covered

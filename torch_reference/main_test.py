@@ -94,7 +94,7 @@ def test_evaluate_a_run_and_its_embeddings(run, tmp_path, capsys):
     assert (test["split"], train["split"], train["examples"]) == ("test", "train", 1438)
     assert file == {"examples": 359, "accuracy": test["accuracy"]}
     said = capsys.readouterr().out
-    assert f"accuracy  {100 * test['accuracy']:.2f} %" in said
+    assert f"accuracy  {test['accuracy']:.2%}" in said
     assert "unfinished" not in said
 
 
@@ -211,8 +211,8 @@ def test_ctrl_c_ends_after_the_step_and_resume_goes_on(run, tmp_path, capsys, mo
     assert main(["train", "--resume", "--out", str(out), "--device", "cpu"]) == 0
     assert (out / "model.safetensors").stat().st_mtime_ns == written
     assert f"{out} is finished, after 2 epochs" in capsys.readouterr().out
-    for checkpoint in (out / "checkpoints").iterdir():
-        checkpoint.unlink()
+    for path in (*(out / "checkpoints").iterdir(), out / "model.safetensors"):
+        path.unlink()
     assert main(["train", "--resume", "--out", str(out), "--device", "cpu"]) == 0
     assert (out / "model.safetensors").read_bytes() == (run / "model.safetensors").read_bytes()
     assert untimed(out) == untimed(run)
@@ -247,6 +247,36 @@ def test_a_finished_run_is_extended(schedule, rates, tmp_path, capsys):
     words = ("train", "--resume", "--out", str(out))
     assert "--epochs is 2, but the run to resume has 3" in complaint(capsys, *words, "--epochs", "2")
     assert "--width is 0.2" in complaint(capsys, *words, "--epochs", "9", "--width", "0.2")
+
+
+def test_a_finished_run_without_a_checkpoint_keeps_its_model(run, tmp_path, capsys):
+    out = shutil.copytree(run, tmp_path / "run")
+    shutil.rmtree(out / "checkpoints")  # as after --checkpoint-every 0
+    before = {path: path.read_bytes() for path in out.iterdir()}
+    words = ["train", "--resume", "--out", str(out), "--device", "cpu"]
+    assert "--checkpoint-every 0" in complaint(capsys, *words, "--epochs", "3")
+    assert main(words) == 0
+    assert {path: path.read_bytes() for path in out.iterdir()} == before
+
+
+@pytest.mark.parametrize("killed_before", ["write_weights", "write_npz"])
+def test_an_extended_run_killed_after_its_last_checkpoint_gets_its_new_model(killed_before, run, tmp_path, monkeypatch):
+    class Killed(BaseException):
+        pass
+
+    def kill(*_, **__):
+        raise Killed
+
+    out, whole = shutil.copytree(run, tmp_path / "run"), shutil.copytree(run, tmp_path / "whole")
+    words = ["train", "--resume", "--epochs", "3", "--device", "cpu", "--out"]
+    assert main([*words, str(whole)]) == 0
+    monkeypatch.setattr(runs, killed_before, kill)
+    with pytest.raises(Killed):
+        main([*words, str(out)])
+    monkeypatch.undo()
+    assert main([*words, str(out)]) == 0
+    for name in ("model.safetensors", "embeddings.npz"):
+        assert (out / name).read_bytes() == (whole / name).read_bytes()
 
 
 def test_evaluate_says_that_an_extended_run_is_unfinished(run, tmp_path, capsys, monkeypatch):

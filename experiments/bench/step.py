@@ -18,7 +18,7 @@ from experiments.bench.floor import Work
 from experiments.bench.turns import Contender, Step
 from jax_arcface.cli.environment import cpu_environment, keep_freed_memory
 from jax_arcface.models.backbones import BACKBONES
-from jax_arcface.training.config import PRECISIONS
+from jax_arcface.training.config import CHOICES
 
 REFERENCE = "PyTorch, channels last"
 SHAPES = {"digits": (8, 8, 1), "mnist": (28, 28, 1), "cifar10": (32, 32, 3)}
@@ -153,6 +153,6 @@ def parser() -> Parser:
     parser.add_argument("--backbone", choices=tuple(BACKBONES), default="lenet", help="network (default: lenet)")
     parser.add_argument("--width", type=float, default=0.5, help="factor on its channels (default: 0.5)")
     parser.add_argument("--batch-size", type=int, default=128, help="(default: 128)")
-    parser.add_argument("--precision", choices=PRECISIONS, default="float32", help="(default: float32)")
+    parser.add_argument("--precision", choices=CHOICES["precision"], default="float32", help="(default: float32)")
     parser.add_argument("--steps", type=int, default=8, help="steps in a run (default: 8)")
     return parser

@@ -53,13 +53,20 @@ class Parser(argparse.ArgumentParser):
         self.command = command
         self._groups: dict[str, Any] = {}
 
-    def add_fields(self, options: type, groups: Mapping[str, str] = MappingProxyType({}), defaults: Any = None) -> None:
+    def add_fields(
+        self,
+        options: type,
+        groups: Mapping[str, str] = MappingProxyType({}),
+        defaults: Any = None,
+        choices: Mapping[str, Sequence[str]] = MappingProxyType({}),
+    ) -> None:
         """Adds a flag for each field of a dataclass, or a positional argument where its metadata say `positional`.
 
         Args:
           options: the dataclass; a field's help is the string below it.
           groups: the heading above a field, and above the fields that follow until the next one named here.
           defaults: an instance of `options`; the fields' own defaults where None.
+          choices: the words that a field can be, for its help.
         """
         texts, group = docs(options), ""
         for field in dataclasses.fields(options):
@@ -69,6 +76,8 @@ class Parser(argparse.ArgumentParser):
             if field.metadata.get("positional"):
                 self.add_argument(field.name, type=_reader(kind, False), metavar=field.name.upper(), help=text)
                 continue
+            if field.name in choices:
+                text = f"{text.rstrip('.')}: {', '.join(choices[field.name])}."
             default = field.default if defaults is None else getattr(defaults, field.name)
             if default is not None and default is not False and default != "":
                 text += " (default: on)" if default is True else f" (default: {default})"

@@ -17,7 +17,7 @@ CPU_ENVIRONMENT = {
     "XLA_FLAGS": "--xla_cpu_experimental_ynn_fusion_type=LIBRARY_FUSION_TYPE_DOT",
     "OMP_WAIT_POLICY": "passive",
 }
-_KNOWN_BY = ("0.10.", "0.11.")
+_KNOWN_BY = ("0.10.", "0.11.", "0.12.")
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # malloc.h
 
 

@@ -192,6 +192,23 @@ def epochs_done(run: Path) -> int:
     return int(records[-1]["epoch"]) if records else 0
 
 
+def extend(run: Path, config: TrainConfig) -> None:
+    """Gives a run more epochs: it is unfinished until its embeddings are written again, and not evaluated any more."""
+    for name in ("embeddings.npz", "evaluation.json", "evaluation-train.json"):
+        (run / name).unlink(missing_ok=True)
+    write_config(run, config)
+
+
+def is_finished(run: Path) -> bool:
+    """Whether a run was trained to its last epoch, and its model and embeddings are written.
+
+    Raises:
+      UserError: as `read_config` and `read_metrics`.
+    """
+    written = all((run / name).exists() for name in ("model.safetensors", "embeddings.npz"))
+    return written and epochs_done(run) == read_config(run).epochs
+
+
 def has_result(run: Path, weights: Weights) -> bool:
     """Whether `model.safetensors` holds these weights, and `embeddings.npz`, which is written last, its prototypes.
 

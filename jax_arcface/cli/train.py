@@ -95,7 +95,7 @@ def parse(words: Sequence[str]) -> tuple[TrainConfig, RunOptions]:
     parser.add_listing(
         "--help-losses", lambda: "\n".join(describe()), "list the losses, their equations and options, and exit"
     )
-    parser.add_fields(TrainConfig, _GROUPS, defaults)
+    parser.add_fields(TrainConfig, _GROUPS, defaults, configs.CHOICES | {"dataset": data.DATASETS})
     parser.add_fields(RunOptions, {"out": "run"})
     values = parser.parse(words)
     own = {field.name: values.pop(field.name) for field in dataclasses.fields(RunOptions)}
@@ -248,7 +248,7 @@ def _reached(
             f"training of {config.epochs} from the start ({config.schedule}): it was {float(before(done - 1)):.3g} in "
             f"step {done}, and is {float(after(done)):.3g} in the next"
         )
-        runs.write_config(run, config)
+        runs.extend(run, config)
     print(f"{run} goes on after step {done} of {config.epochs * steps}")
     return state, records
 

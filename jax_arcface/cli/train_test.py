@@ -323,6 +323,12 @@ def test_a_finished_run_is_extended(little, tmp_path, capsys, refused):
     here, there = ([[r[key] for key in same] for r in records_of(tmp_path / name)] for name in ("run", "whole"))
     assert here == there
     refused("train", "--resume", "--epochs", "2", "--out", "run")  # three are behind it
+    # killed after its last epoch, before it wrote its weights: it has not ended
+    state = runs.read_config(tmp_path / "run")
+    runs.extend(tmp_path / "run", dataclasses.replace(state, epochs=3))
+    assert not runs.is_finished(tmp_path / "run")
+    assert main(["train", "--resume", "--out", "run"]) == 0
+    assert runs.is_finished(tmp_path / "run")
 
 
 @pytest.mark.parametrize("flags", ["--scale 20", "--seed 1", "--loss cosface", "--rotate 0.3"])

@@ -27,6 +27,10 @@ class Source(Protocol):
       batch_size: B.
       steps_per_epoch: batches in an epoch.
       resident: arrays that stay on the device, handed to every step; None where there are none.
+
+    Two methods are optional: `sample()`, training images without augmentation, of which `fit` takes the class means
+    where there are pair losses alone; and `split(images, labels)`, other images as `take` gives them. Both return a
+    `Resident`.
     """
 
     @property
@@ -45,7 +49,10 @@ class Source(Protocol):
     def resident(self) -> Any: ...  # noqa: D102
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
-        """The batches of an epoch (from 0), from batch `start` on: host arrays by name, always of the same shapes."""
+        """The batches of an epoch (from 0), from batch `start` on: host arrays by name, always of the same shapes.
+
+        There are `steps_per_epoch - start` of them.
+        """
         ...
 
     def take(self, resident: Any, batch: Batch) -> tuple[Array, Array]:
@@ -63,9 +70,22 @@ class Resident(NamedTuple):
 
 
 def resident(images: ArrayLike, labels: ArrayLike, mean: ArrayLike, std: ArrayLike) -> Resident:
-    """Puts a split on the device, with each channel's mean and standard deviation, [C], in the images' units."""
+    """Puts a split on the device, with each channel's mean and standard deviation, [C], in the images' units.
+
+    Raises:
+      ValueError: no images, or images and labels that are not [N, H, W, C] and integers [N].
+    """
+    _check_split(images, labels)
     constants = (jnp.asarray(np.asarray(c, np.float32)) for c in (mean, 1 / np.asarray(std)))
     return Resident(jnp.asarray(images), jnp.asarray(np.asarray(labels, np.int32)), *constants)
+
+
+def _check_split(images: ArrayLike, labels: ArrayLike) -> None:
+    shape, labels = np.shape(images), np.asarray(labels)
+    if len(shape) != 4 or labels.shape != shape[:1] or labels.dtype.kind not in "iu":
+        raise ValueError(f"images {shape} and labels {labels.shape} must be [N, H, W, C] and integers [N]")
+    if not shape[0]:
+        raise ValueError("there are no images")
 
 
 class ArraySource:
@@ -80,12 +100,12 @@ class ArraySource:
       class_names: [C]; the numbers of the classes where None.
       augmentation: what is done to each image.
       classes_per_batch: composes batches of so many classes with equally many images of each; 0 takes a random order.
-      mean, std: of each channel, [C], in grey levels; those of `images` where None.
+      mean, std: of each channel, [C], in grey levels, both or neither; those of uint8 `images` where None.
       seed: of order and augmentation.
 
     Raises:
-      UserError: too few images or classes.
-      ValueError: arrays that do not fit each other.
+      UserError: too few images or classes, or a batch size below 1.
+      ValueError: arrays that do not fit each other, or a label outside [0, C).
 
     >>> source = ArraySource(np.zeros((10, 8, 8, 1), np.uint8), np.arange(10) % 2, batch_size=4)
     >>> source.image_shape, source.steps_per_epoch, [batch["index"].shape for batch in source.batches(epoch=0)]
@@ -106,12 +126,18 @@ class ArraySource:
         seed: int = 0,
     ):
         images, labels = np.asarray(images), np.asarray(labels)
-        if images.ndim != 4 or labels.shape != images.shape[:1] or labels.dtype.kind not in "iu":
-            raise ValueError(f"images {images.shape} and labels {labels.shape} must be [N, H, W, C] and integers [N]")
+        _check_split(images, labels)
+        if batch_size < 1:
+            raise UserError(f"the batch size is {batch_size}; it must be at least 1")
         if batch_size > len(labels):
             raise UserError(f"the batch size is {batch_size}, but there are only {len(labels)} training images")
         if class_names is None:
             class_names = tuple(map(str, range(int(labels.max()) + 1)))
+        if labels.min() < 0 or labels.max() >= len(class_names):
+            found = labels.min() if labels.min() < 0 else labels.max()
+            raise ValueError(f"labels must lie in [0, {len(class_names)}), one for each class; found {found}")
+        if (mean is None) != (std is None):
+            raise ValueError("mean and std must be given together")
         if classes_per_batch > len(class_names):
             raise UserError(f"there are {classes_per_batch} classes per batch, but only {len(class_names)} classes")
         if mean is None or std is None:
@@ -172,6 +198,17 @@ class ArraySource:
         index = batch["index"]
         images = augment(resident.images[index], batch, resident.mean, resident.scale, self.augmentation)
         return images, resident.labels[index]
+
+    def split(self, images: ArrayLike, labels: ArrayLike) -> Resident:
+        """Other images, such as a test split, normalised as these are.
+
+        Raises:
+          ValueError: images of another kind (uint8 or float), or arrays that do not fit each other.
+        """
+        pixels, _, mean, std = self._split
+        if (np.asarray(images).dtype == np.uint8) != (pixels.dtype == np.uint8):
+            raise ValueError(f"the images have dtype {np.asarray(images).dtype}, the training images {pixels.dtype}")
+        return resident(images, labels, mean, std)
 
     def sample(self, images: int = 10_000) -> Resident:
         """The first images of each class, about so many together, without augmentation."""

@@ -8,19 +8,26 @@ import functools
 import json
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from jax_arcface.data.images import FITS
 from jax_arcface.data.sampling import Augmentation
 from jax_arcface.errors import UserError, nearest
 from jax_arcface.files import read_json
+from jax_arcface.losses.margins import BeyondPi, Gradient
 from jax_arcface.losses.registry import SHARED, Objective, parse
 from jax_arcface.models.backbones import BACKBONES
 
-OPTIMIZERS = ("sgd", "nesterov", "adamw")
-SCHEDULES = ("cosine", "linear", "constant")
-PRECISIONS = ("float32", "bfloat16")
-
+# The words that a field can be; `--help` lists them.
+CHOICES: dict[str, tuple[str, ...]] = {
+    "backbone": tuple(BACKBONES),
+    "image_fit": FITS,
+    "beyond_pi": get_args(BeyondPi),
+    "gradient": get_args(Gradient),
+    "optimizer": ("sgd", "nesterov", "adamw"),
+    "schedule": ("cosine", "linear", "constant"),
+    "precision": ("float32", "bfloat16"),
+}
 
 # Classes in a batch of pair losses alone, by default.
 PAIR_CLASSES = 8
@@ -40,7 +47,7 @@ class TrainConfig:
     """Everything a training run depends on. `docs/recipe.md` says exactly what each field does."""
 
     dataset: str = "digits"
-    """Data set: digits, mnist, cifar10, or the path of a folder of class folders."""
+    """Data set, or the path of a folder of class folders."""
     data_dir: str | None = None
     """Folder with the data set's files; the default is the environment variable ARCFACE_DATA_DIR, then TFDS."""
     image_size: int | None = None
@@ -49,7 +56,7 @@ class TrainConfig:
     """How photos in a folder become square: crop to the middle, pad with black, or stretch."""
 
     backbone: str = "lenet"
-    """Network from images to embeddings: lenet, resnet20, resnet18 or airnet."""
+    """Network from images to embeddings."""
     width: float = 1.0
     """Factor on the backbone's numbers of channels."""
     embedding_dim: int = 128
@@ -68,9 +75,9 @@ class TrainConfig:
     scale: float | None = None
     """Scale s of the logits (16 where not given); softmax, modified_softmax, a_softmax and adacos take none."""
     beyond_pi: str = "monotone"
-    """What follows where the angle with its margin exceeds pi: monotone, linear or wrap."""
+    """What follows where the angle with its margin exceeds pi."""
     gradient: str = "exact"
-    """Gradient of the margin: exact or straight_through."""
+    """Gradient of the margin."""
     subcenters: int = 1
     """Prototypes for each class; the nearest counts."""
     label_smoothing: float = 0.0
@@ -83,7 +90,7 @@ class TrainConfig:
     classes_per_batch: int = 0
     """Composes batches of this many classes, with equally many images of each; 0 takes images in random order."""
     optimizer: str = "nesterov"
-    """Optimiser: sgd, nesterov (SGD with Nesterov momentum) or adamw."""
+    """Optimiser; nesterov is SGD with Nesterov momentum."""
     learning_rate: float = 0.05
     """Largest learning rate."""
     momentum: float = 0.9
@@ -91,7 +98,7 @@ class TrainConfig:
     weight_decay: float = 5e-4
     """Weight decay on weights (not on biases, norms and slopes); decoupled for adamw."""
     schedule: str = "cosine"
-    """Learning rate after the warm-up: cosine (to 0), linear (to 0) or constant."""
+    """Learning rate after the warm-up; cosine and linear go to 0."""
     warmup_epochs: float = 1.0
     """Epochs in which the learning rate rises linearly to its largest."""
     clip_norm: float = 0.0
@@ -111,7 +118,7 @@ class TrainConfig:
     seed: int = 0
     """Seed of initial weights, order and augmentation."""
     precision: str = "float32"
-    """Arithmetic of the network: float32 or bfloat16 (parameters, batch norm and angles stay float32)."""
+    """Arithmetic of the network; parameters, batch norm and angles stay float32."""
 
     @property
     def augmentation(self) -> Augmentation:
@@ -135,15 +142,7 @@ class TrainConfig:
         return f" ({PAIR_CLASSES} is the default of pair losses alone)"
 
     def __post_init__(self) -> None:
-        for field, known in (
-            ("backbone", tuple(BACKBONES)),
-            ("optimizer", OPTIMIZERS),
-            ("schedule", SCHEDULES),
-            ("precision", PRECISIONS),
-            ("image_fit", FITS),
-            ("beyond_pi", ("monotone", "linear", "wrap")),
-            ("gradient", ("exact", "straight_through")),
-        ):
+        for field, known in CHOICES.items():
             if (value := getattr(self, field)) not in known:
                 raise UserError(f"{field} is {value!r}: {nearest(value, known)}")
         for field, ok, rule in (

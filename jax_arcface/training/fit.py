@@ -68,7 +68,7 @@ class Reporter:
     """What `fit` reports to while it runs; the methods do nothing here."""
 
     def on_step(self, epoch: int, step: int, metrics: Metrics) -> None:
-        """After each step (or scan of steps); `step` counts those of this epoch that are done."""
+        """After each step (or scan of steps); `epoch` counts from 0, `step` the steps of this epoch that are done."""
 
     def on_epoch(self, record: Record, state: TrainState) -> None:
         """After each epoch's evaluation. `state` is used up by the next step: what is to be kept must be copied now."""
@@ -105,7 +105,8 @@ def fit(
       optimizer: any of optax's, its learning-rate schedule inside.
       source: of the batches.
       epochs: passes over the source.
-      test: images and labels, as the source's `take` gives images, to evaluate after each epoch; or a `Resident`.
+      test: images [N, H, W, C] and labels [N] to evaluate after each epoch, in the units of the arrays that an
+        `ArraySource` was given; with another source, as its `take` gives images; or a `Resident`.
       margin_warmup_epochs: epochs in which the margins grow from none to their values.
       seed: of the random margins of losses that draw them.
       state: where to go on from; it is used up. None begins with the weights of `backbone` and `head`.
@@ -120,6 +121,8 @@ def fit(
 
     Raises:
       Diverged: a loss that is not finite.
+      ValueError: a head with fewer classes than the source, a test split that does not fit, pair losses alone with a
+        test split but a source without `sample`, or a source that gives another number of batches than it says.
 
     >>> from jax_arcface.losses.terms import arcface
     >>> from jax_arcface.models.lenet import LeNet
@@ -128,6 +131,9 @@ def fit(
     >>> int(fit(backbone, head, optax.sgd(0.1), ArraySource(images, labels, 4), epochs=2).step)
     4
     """
+    classes = len(head.prototypes)
+    if classes < len(source.class_names):
+        raise ValueError(f"the head has {classes} classes, but the source has {len(source.class_names)}")
     model = Model(backbone, head)
     parts, params, stats = states.split(model)
     # copies, since the steps donate their arguments
@@ -139,8 +145,9 @@ def fit(
             return {"normal": normal_draws(seed, step, source.batch_size)}
 
     if test is not None and not isinstance(test, Resident):
-        test = resident(*test, np.zeros(1), np.ones(1))
-    reporter, evaluation = reporter or Reporter(), _Evaluation(parts, head.objective, source, test)
+        split = getattr(source, "split", None)
+        test = split(*test) if split else resident(*test, np.zeros(1), np.ones(1))
+    reporter, evaluation = reporter or Reporter(), _Evaluation(parts, head.objective, source, classes, test)
 
     def on_epoch(state: TrainState, seconds: float, steps: int) -> None:
         reporter.on_epoch(*_record(evaluation, state, source, learning_rate, seconds, steps * source.batch_size))
@@ -184,10 +191,18 @@ def _train(
             state = reached
             losses = np.asarray(metrics.loss)
             done += len(losses)
+            if done > (epoch + 1) * steps:
+                raise ValueError(f"the source gave more batches in epoch {epoch} than its {steps} steps")
             _check_finite(losses, done)
             on_step(epoch, done - epoch * steps, jax.tree.map(operator.itemgetter(-1), metrics))
             if stop():
                 break
+        else:
+            if done < (epoch + 1) * steps:
+                given = done - epoch * steps - first
+                raise ValueError(
+                    f"the source gave {given} batches of epoch {epoch} from {first} on, not {steps - first}"
+                )
         seconds = time.perf_counter() - started
         if done < (epoch + 1) * steps:
             break
@@ -221,11 +236,13 @@ def with_draws(
 class _Evaluation:
     """What is measured of a state: class means where prototypes are not trained, and the test split."""
 
-    def __init__(self, parts: Parts, objective: Objective, source: Source, test: Resident | None):
-        self.objective, self.classes, self.test = objective, len(source.class_names), test
+    def __init__(self, parts: Parts, objective: Objective, source: Source, classes: int, test: Resident | None):
+        self.objective, self.classes, self.test = objective, classes, test
         self.embed = make_embed(lambda whole: parts.merge(whole, nnx.State({})).backbone)
         sample = getattr(source, "sample", None)
-        self.sample = sample() if sample and self.objective.classifier is None else None
+        self.sample = sample() if sample and objective.classifier is None else None
+        if test is not None and objective.classifier is None and sample is None:
+            raise ValueError("pair losses alone have no prototypes to test by: the source needs `sample`")
 
     def with_class_means(self, state: TrainState) -> TrainState:
         """With pair losses alone, the state with the class means of training images for prototypes; else as it is."""
@@ -363,7 +380,7 @@ def fit_config(
         optimizer,
         source,
         epochs=config.epochs,
-        test=_test_split(dataset),
+        test=(dataset.test.images, dataset.test.labels),
         margin_warmup_epochs=config.margin_warmup_epochs,
         state=state,
         reporter=reporter,
@@ -391,9 +408,11 @@ def fit_replicas(
       The states reached, one for each.
 
     Raises:
-      ValueError: configurations that differ in more.
+      ValueError: no configurations, or some that differ in more.
       UserError, Diverged: as `fit_config`.
     """
+    if not replicas:
+        raise ValueError("there are no configurations to train")
     config = replicas[0]
     if not can_train_together(replicas):
         raise ValueError("these configurations differ in more than the seed and the margins")
@@ -402,7 +421,8 @@ def fit_replicas(
     (model, source), optimizer = models[0], make_optimizer(config, _steps_per_epoch(config, dataset))
     parts, _, _ = states.split(model)
     step = make_step(parts, optimizer, source, round(config.margin_warmup_epochs * source.steps_per_epoch))
-    evaluation = _Evaluation(parts, config.objective, source, _test_split(dataset))
+    test = source.split(dataset.test.images, dataset.test.labels)
+    evaluation = _Evaluation(parts, config.objective, source, dataset.num_classes, test)
     schedule = learning_rate_schedule(config, source.steps_per_epoch)
     batches = [with_draws(s, config_draws(c, m)) for c, (m, s) in zip(replicas, models, strict=True)]
 
@@ -456,10 +476,6 @@ def make_objects(config: TrainConfig, dataset: Dataset) -> tuple[Model, ArraySou
 
 def _steps_per_epoch(config: TrainConfig, dataset: Dataset) -> int:
     return len(dataset.train.labels) // config.batch_size
-
-
-def _test_split(dataset: Dataset) -> Resident:
-    return resident(dataset.test.images, dataset.test.labels, *channel_statistics(dataset.train.images))
 
 
 def config_draws(config: TrainConfig, model: Model) -> Callable[[int], Mapping[str, np.ndarray]] | None:

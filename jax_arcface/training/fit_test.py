@@ -342,7 +342,8 @@ def test_too_few_images_or_classes_are_refused(changes, dataset):
 
 
 def test_adacos_of_two_classes_is_refused(dataset):
-    two = dataclasses.replace(dataset, class_names=("a", "b"))
+    parts = (Split(split.images, split.labels % 2) for split in (dataset.train, dataset.test))
+    two = Dataset("two", *parts, ("a", "b"))
     with pytest.raises(ValueError, match="needs at least 3"):
         fit_config(dataclasses.replace(CONFIG, loss="adacos", margin_warmup_epochs=0), two)
 
@@ -399,8 +400,12 @@ class Net(nnx.Module):
         return self.second(self.dropout(nnx.relu(self.norm(self.first(images.reshape(len(images), -1))))))
 
 
-@pytest.mark.parametrize("objective", [arcface(scale=16.0), elasticface(scale=16.0), supcon()])
-def test_a_users_network_losses_optimiser_and_arrays(objective, dataset):
+@pytest.mark.parametrize(
+    ("objective", "least"),
+    # supcon's least loss with 4 images of each class: each has 3 others of its class, all as near
+    [(arcface(scale=16.0), 0.0), (elasticface(scale=16.0), 0.0), (supcon(), np.log(3))],
+)
+def test_a_users_network_losses_optimiser_and_arrays(objective, least, dataset):
     """And it learns them."""
     backbone, recorder = Net(nnx.Rngs(0)), Recorder()
     head = Head(objective, 4, 3, rngs=nnx.Rngs(1))
@@ -409,7 +414,8 @@ def test_a_users_network_losses_optimiser_and_arrays(objective, dataset):
     test = (dataset.test.images / 255, dataset.test.labels)
     state = fit(backbone, head, optax.adam(1e-2), source, epochs=25, test=test, reporter=recorder)
     assert recorder.records[-1].test_accuracy == 1.0
-    assert recorder.records[-1].train_loss < 0.5 * recorder.records[0].train_loss
+    first, last = (recorder.records[epoch].train_loss - least for epoch in (0, -1))
+    assert last < 0.5 * first
     # the modules hold what was learnt
     np.testing.assert_array_equal(backbone.first.kernel[...], state.params["backbone"]["first"]["kernel"][...])
     assert np.abs(backbone.norm.mean[...]).max() > 0
@@ -430,3 +436,74 @@ def test_a_networks_own_dropout_is_drawn_anew_in_each_step(dataset):
     source = ArraySource(dataset.train.images, dataset.train.labels, 8)
     fit(Noise(), Head(arcface(), 64, 3, rngs=nnx.Rngs(0)), optax.sgd(0.0), source, epochs=1, reporter=recorder)
     assert len(set(recorder.losses)) == 3
+
+
+class Stream:
+    """A source without arrays on the device, and without `sample` and `split`."""
+
+    image_shape, class_names, batch_size, steps_per_epoch, resident = (9, 9, 1), ("a", "b", "c"), 6, 4, None
+
+    def __init__(self, given=4):
+        self.given = given
+
+    def batches(self, epoch, start=0):
+        rng = np.random.default_rng(epoch)
+        for number in range(self.given):
+            images = rng.normal(size=(6, 9, 9, 1)).astype(np.float32)
+            if number >= start:
+                yield {"images": images, "labels": np.arange(6) % 3}
+
+    def take(self, resident, batch):
+        return batch["images"], batch["labels"]
+
+
+@pytest.mark.parametrize("given", [3, 5])
+def test_a_source_that_gives_another_number_of_batches_than_it_says_is_refused(given):
+    head = Head(arcface(), 4, 3, rngs=nnx.Rngs(1))
+    assert fit(Net(nnx.Rngs(0)), head, optax.sgd(0.1), Stream(), epochs=2).step == 8
+    with pytest.raises(ValueError, match="batches"):
+        fit(Net(nnx.Rngs(0)), head, optax.sgd(0.1), Stream(given), epochs=2)
+
+
+def test_what_does_not_fit_a_source_is_refused(dataset):
+    images, labels = dataset.test.images, dataset.test.labels
+    source = ArraySource(dataset.train.images, dataset.train.labels, 8)
+
+    def start(source=source, objective=None, classes=3, test=None):
+        head = Head(objective or arcface(), 4, classes, rngs=nnx.Rngs(1))
+        fit(Net(nnx.Rngs(0)), head, optax.sgd(0.1), source, epochs=0, test=test)
+
+    start(classes=4, test=(images, labels))
+    with pytest.raises(ValueError, match="2 classes"):
+        start(classes=2)
+    for test in ((images / 255, labels), (images[:0], labels[:0]), (images, labels[1:])):
+        with pytest.raises(ValueError, match="images"):
+            start(test=test)
+    start(Stream(), supcon())
+    with pytest.raises(ValueError, match="sample"):
+        start(Stream(), supcon(), test=(images / 255, labels))
+
+
+def test_a_test_split_is_normalised_as_the_training_split(dataset):
+    """Grey levels and what they are normalised to by hand give the same numbers."""
+    mean, std = channel_statistics(dataset.train.images)
+    records = []
+    for scaled in (lambda images: images, lambda images: ((images - mean) / std).astype(np.float32)):
+        recorder, head = Recorder(), Head(arcface(scale=16.0), 4, 3, rngs=nnx.Rngs(1))
+        source = ArraySource(scaled(dataset.train.images), dataset.train.labels, 8)
+        test = (scaled(dataset.test.images), dataset.test.labels)
+        fit(Net(nnx.Rngs(0)), head, optax.sgd(1e-3), source, epochs=1, test=test, reporter=recorder)
+        records.append(recorder.records[0])
+    np.testing.assert_allclose(records[0].train_loss, records[1].train_loss, rtol=1e-4)
+    np.testing.assert_allclose(records[0].test_loss, records[1].test_loss, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"labels": np.array([0, -1])}, {"labels": np.array([0, 3])}, {"batch_size": 0}, {"mean": np.zeros(1)}],
+)
+def test_arrays_that_are_no_source_are_refused(change):
+    given = {"images": np.zeros((2, 8, 8, 1), np.uint8), "labels": np.array([0, 1]), "batch_size": 2}
+    ArraySource(**given, class_names="abc")
+    with pytest.raises(ValueError, match=r"labels|batch size|mean"):
+        ArraySource(**(given | change), class_names="abc")

@@ -159,11 +159,15 @@ def _train(
         runs.read_checkpoint(run, state.load_arrays, before.epochs * per_epoch)
         runs.remove_older_checkpoints(run)  # left by a kill just after the latest was written
         records = runs.read_metrics_until(run, state.step, per_epoch)
-        _say_how_it_goes_on(run, state, config, before, per_epoch)
-        if state.step >= total and runs.has_result(run, weights.to_arrays(state.model)):
+        whole = runs.is_finished(run) and (not state.step or runs.has_result(run, weights.to_arrays(state.model)))
+        if whole and config.epochs == before.epochs:
+            print(f"{run} is finished, after {config.epochs} epochs; give a larger --epochs to train it further")
             return 0
+        if runs.is_finished(run) and before.epochs and not state.step:  # beginning anew would overwrite the model
+            raise UserError(f"{run} cannot be trained further: it was trained with --checkpoint-every 0")
+        _say_how_it_goes_on(run, state, config, before, per_epoch)
         if config != before:
-            runs.write_json(run / "config.json", dataclasses.asdict(config))
+            runs.extend(run, config)
     _say_warmups(config)
     if options.tensorboard:
         print(f"TensorBoard: tensorboard --logdir {run}")
@@ -192,9 +196,6 @@ def _train(
 def _say_how_it_goes_on(run: Path, state: TrainState, config: TrainConfig, before: TrainConfig, per_epoch: int) -> None:
     """Prints where a resumed run continues, and what more epochs mean for its learning rate."""
     total = config.epochs * per_epoch
-    if state.step >= total:
-        print(f"{run} is finished, after {config.epochs} epochs; give a larger --epochs to train it further")
-        return
     print(f"{run} goes on after step {state.step} of {total}" if state.step else f"{run} begins anew: no checkpoint")
     if config.epochs != before.epochs and state.step:
         was = learning_rate(before, state.step - 1, per_epoch)

@@ -118,6 +118,21 @@ def _leftover(path: Path) -> bool:
     return False
 
 
+def is_finished(run: Path) -> bool:
+    """Whether the training wrote all that it leaves: the embeddings come after the weights."""
+    return (run / "model.safetensors").is_file() and (run / "embeddings.npz").is_file()
+
+
+def extend(run: Path, config: TrainConfig) -> None:
+    """Gives a run a configuration with more epochs: until they are trained, it is not finished.
+
+    The embeddings and what was evaluated go; the weights, which `evaluate` reads, stay until there are new ones.
+    """
+    for name in ("embeddings.npz", "evaluation.json", "evaluation-train.json"):
+        (run / name).unlink(missing_ok=True)
+    write_json(run / "config.json", dataclasses.asdict(config))
+
+
 # ---- its JSON files
 
 
