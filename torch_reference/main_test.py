@@ -631,3 +631,57 @@ def test_freed_memory_is_kept_unless_the_user_has_tuned_it(tuned):
         pytest.skip("this C library cannot be told")
     assert kept == str(tuned is None)
     assert (int(page_faults) < 32) == (tuned is None)  # there are 65,536 pages, or 128 large ones
+
+
+# what a kill can leave behind after the last checkpoint, or somebody's hand
+def lose(*names):
+    return lambda run: [(run / name).unlink() for name in names]
+
+
+def be_of_fewer_steps(run):
+    values = safetensors.numpy.load_file(run / "model.safetensors")
+    safetensors.numpy.save_file({name: value + 1 for name, value in values.items()}, run / "model.safetensors")
+
+
+@pytest.mark.parametrize("harm", [lose("embeddings.npz"), lose("model.safetensors"), be_of_fewer_steps])
+def test_a_training_killed_while_it_wrote_its_result_writes_it(harm, run, tmp_path):
+    out = shutil.copytree(run, tmp_path / "run")
+    harm(out)
+    assert main(["train", "--resume", "--out", str(out), "--device", "cpu"]) == 0
+    assert (out / "model.safetensors").read_bytes() == (run / "model.safetensors").read_bytes()
+    with np.load(out / "embeddings.npz") as ours, np.load(run / "embeddings.npz") as wanted:
+        np.testing.assert_array_equal(ours["embeddings"], wanted["embeddings"])
+
+
+def change_the_step(step):
+    def change(run):
+        (path,) = (run / "checkpoints").iterdir()
+        safetensors.numpy.save_file(safetensors.numpy.load_file(path) | {"step": np.array(step)}, path)
+
+    return change
+
+
+def change_metrics(**values):
+    def change(run):
+        record = json.loads((run / "metrics.jsonl").read_text().splitlines()[0])
+        (run / "metrics.jsonl").write_text(json.dumps(record | values) + "\n")
+
+    return change
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [
+        change_the_step(-5),
+        change_the_step(9999),
+        lose("metrics.jsonl"),
+        change_metrics(step=True),
+        change_metrics(step=-7),
+        change_metrics(step=3),
+        change_metrics(train_loss="0.5"),
+    ],
+)
+def test_a_run_that_does_not_fit_itself_is_a_mistake(harm, run, tmp_path):
+    out = shutil.copytree(run, tmp_path / "run")
+    harm(out)
+    assert main(["train", "--resume", "--out", str(out), "--device", "cpu"]) == 2

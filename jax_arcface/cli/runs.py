@@ -32,7 +32,7 @@ import safetensors.numpy
 from jax_arcface import data
 from jax_arcface.data import Dataset
 from jax_arcface.errors import UserError
-from jax_arcface.files import atomic_write, read_dataset, read_json_lines, read_safetensors
+from jax_arcface.files import atomic_write, read_dataset, read_json_lines, read_npz, read_safetensors
 from jax_arcface.models.weights import Weights
 from jax_arcface.training import config as configs
 from jax_arcface.training.config import TrainConfig
@@ -209,6 +209,20 @@ def is_finished(run: Path) -> bool:
     return written and epochs_done(run) == read_config(run).epochs
 
 
+def has_result(run: Path, weights: Weights) -> bool:
+    """Whether `model.safetensors` holds these weights, and `embeddings.npz`, which is written last, its prototypes.
+
+    Otherwise the training was killed before both were written, or they are of fewer epochs.
+    """
+    try:
+        model = read_safetensors(run / "model.safetensors")
+        embedded = read_npz(run / "embeddings.npz", ("prototypes",))
+    except UserError:
+        return False
+    same = model.keys() == weights.keys() and all(np.array_equal(model[name], weights[name]) for name in weights)
+    return same and np.array_equal(embedded["prototypes"], weights["head.prototypes"])
+
+
 def write_weights(run: Path, values: Weights) -> None:
     """Writes `model.safetensors`."""
     with atomic_write(run / "model.safetensors") as file:
@@ -256,9 +270,13 @@ def write_checkpoint(run: Path, state: Any) -> None:
     path = run / "checkpoints" / f"step_{int(leaves['.step']):08d}.safetensors"
     with atomic_write(path) as file:
         file.write_bytes(safetensors.numpy.save(_contiguous(leaves)))
-    for older in _checkpoints(run):
-        if older < path:
-            older.unlink()
+    remove_older_checkpoints(run)
+
+
+def remove_older_checkpoints(run: Path) -> None:
+    """Removes all checkpoints but the latest."""
+    for older in _checkpoints(run)[:-1]:
+        older.unlink()
 
 
 def read_checkpoint(run: Path, template: Any, steps: int) -> Any:

@@ -236,7 +236,8 @@ def _reached(
     done = int(state.step)
     records = [record for record in records if record["step"] <= done]
     _check_records(run, records, done // steps, steps)
-    if config.epochs == was.epochs and runs.is_finished(run):
+    runs.remove_older_checkpoints(run)  # left by a kill just after the latest was written
+    if config.epochs == was.epochs and done == was.epochs * steps and runs.has_result(run, state.weights):
         return None, records
     if config.epochs != was.epochs:
         if config.epochs * steps < done:
@@ -265,14 +266,6 @@ def _finish(run: Path, config: TrainConfig, dataset: data.Dataset, state: TrainS
     runs.write_weights(run, state.weights)
     model = load_model(run)
     embeddings, labels = model.embed(dataset.test.images), np.asarray(dataset.test.labels)
-    runs.write_npz(
-        run / "embeddings.npz",
-        embeddings=embeddings,
-        labels=labels,
-        prototypes=model.prototypes,
-        class_names=np.array(dataset.class_names),
-        **({} if model.bias is None else {"bias": model.bias}),
-    )
     reached = f"test accuracy {100 * accuracy(embeddings, model.prototypes, labels, model.bias):.2f} %"
     print(f"{reached}  ({len(labels):,} images; trained in {seconds:.1f} s)")
     print(f"run directory {run}")
@@ -290,6 +283,14 @@ def _finish(run: Path, config: TrainConfig, dataset: data.Dataset, state: TrainS
         print(f"picture       {run / 'embeddings.png'}")
     except ImportError:
         print("no picture: it needs matplotlib (pip install 'jax-arcface[figures]')")
+    runs.write_npz(  # last: with it the run has its result
+        run / "embeddings.npz",
+        embeddings=embeddings,
+        labels=labels,
+        prototypes=model.prototypes,
+        class_names=np.array(dataset.class_names),
+        **({} if model.bias is None else {"bias": model.bias}),
+    )
 
 
 @contextlib.contextmanager

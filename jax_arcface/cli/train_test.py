@@ -281,6 +281,26 @@ def test_resuming_an_ended_run_changes_nothing(run_copy, capsys):
         (run_copy / "checkpoints").mkdir(exist_ok=True)
 
 
+def be_of_fewer_steps(run):
+    values = safetensors.numpy.load_file(run / "model.safetensors")
+    safetensors.numpy.save_file({name: value + 1 for name, value in values.items()}, run / "model.safetensors")
+
+
+def leave_an_older_checkpoint(run):
+    (path,) = (run / "checkpoints").iterdir()
+    shutil.copy(path, run / "checkpoints" / "step_00000011.safetensors")
+
+
+@pytest.mark.parametrize(
+    "harm", [lambda run: (run / "embeddings.npz").unlink(), be_of_fewer_steps, leave_an_older_checkpoint]
+)
+def test_a_training_killed_while_it_wrote_its_result_writes_it(harm, run_copy, trained):
+    harm(run_copy)
+    assert main(["train", "--resume", "--out", str(run_copy)]) == 0
+    assert_same_weights(run_copy, trained)
+    assert files_below(run_copy) == files_below(trained)
+
+
 def test_without_a_checkpoint_an_unfinished_run_begins_anew(run_copy, trained):
     shutil.rmtree(run_copy / "checkpoints")
     (run_copy / "embeddings.npz").unlink()

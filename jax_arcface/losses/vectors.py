@@ -205,9 +205,14 @@ def bounded(vectors: ArrayLike) -> Array:
 def upcast(x: Array) -> Array:
     """Numbers of any shape in float32 (float64 stays), with a gradient that saturates where a narrow dtype ends.
 
+    Raises:
+      TypeError: complex numbers.
+
     >>> upcast(jnp.ones(2, jnp.bfloat16))
     Array([1., 1.], dtype=float32)
     """
+    if jnp.issubdtype(x.dtype, jnp.complexfloating):
+        raise TypeError(f"the numbers have dtype {x.dtype}; they must be real")
     return saturated(x) if x.dtype in (jnp.float16, jnp.bfloat16) else x
 
 

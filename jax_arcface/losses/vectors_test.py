@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jax_arcface.losses.pairs import contrastive_loss, supcon_loss, triplet_loss
+from jax_arcface.losses.softmax import linear_softmax_loss
 from jax_arcface.losses.vectors import cosines, lengths, normalize
 
 
@@ -47,3 +49,14 @@ def test_lengths_match_numpy_and_their_gradient_is_the_unit_vector(exponent):
     np.testing.assert_allclose(length, exact, rtol=3e-7)
     unit = np.divide(np.float64(x), exact[:, None], where=exact[:, None] > 0, out=np.zeros_like(x, np.float64))
     np.testing.assert_allclose(pull(jnp.ones(4))[0], unit, atol=3e-7)
+
+
+@pytest.mark.parametrize("loss", [contrastive_loss, supcon_loss, triplet_loss])
+def test_complex_vectors_are_refused(loss):
+    with pytest.raises(TypeError):
+        loss(jnp.ones((2, 3), jnp.complex64), jnp.arange(2))
+
+
+def test_complex_vectors_of_a_linear_classifier_are_refused():
+    with pytest.raises(TypeError):
+        linear_softmax_loss(jnp.ones((2, 3), jnp.complex64), jnp.ones((2, 3)), jnp.zeros(2), jnp.arange(2))

@@ -155,10 +155,12 @@ def _train(
     records: list[dict[str, Any]] = []
     if resumes:
         runs.check_dataset(run, dataset)
-        runs.read_checkpoint(run, state.load_arrays)
-        records = [record for record in runs.read_metrics(run) if record["step"] <= state.step]
         before = runs.read_config(run)
-        if runs.is_finished(run) and config.epochs == before.epochs:
+        runs.read_checkpoint(run, state.load_arrays, before.epochs * per_epoch)
+        runs.remove_older_checkpoints(run)  # left by a kill just after the latest was written
+        records = runs.read_metrics_until(run, state.step, per_epoch)
+        whole = runs.is_finished(run) and (not state.step or runs.has_result(run, weights.to_arrays(state.model)))
+        if whole and config.epochs == before.epochs:
             print(f"{run} is finished, after {config.epochs} epochs; give a larger --epochs to train it further")
             return 0
         if runs.is_finished(run) and before.epochs and not state.step:  # beginning anew would overwrite the model
@@ -220,13 +222,6 @@ def _finish(
     runs.write_weights(run, weights.to_arrays(state.model))
     model = load_model(run, machine.device)
     embeddings, labels = model.embed(dataset.test.images), dataset.test.labels
-    runs.write_npz(
-        run / "embeddings.npz",
-        embeddings=embeddings,
-        labels=labels,
-        class_names=np.array(dataset.class_names),
-        **model.classes,
-    )
     reached = accuracy(embeddings, labels=labels, **model.classes)
     print(f"test accuracy {100 * reached:.2f} %  ({len(labels):,} images; trained in {seconds:.1f} s)")
     print(f"run directory {run}")
@@ -236,6 +231,13 @@ def _finish(
         print(f"picture       {run / 'embeddings.png'}")
     except ImportError:
         print("no picture: it needs matplotlib (pip install matplotlib)")
+    runs.write_npz(  # last: with it the run has its result
+        run / "embeddings.npz",
+        embeddings=embeddings,
+        labels=labels,
+        class_names=np.array(dataset.class_names),
+        **model.classes,
+    )
 
 
 @contextlib.contextmanager

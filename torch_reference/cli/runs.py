@@ -29,7 +29,7 @@ import safetensors.numpy
 
 from torch_reference.data import Dataset, channel_statistics
 from torch_reference.errors import UserError
-from torch_reference.files import atomic_write, read_json_lines, read_safetensors
+from torch_reference.files import atomic_write, read_json_lines, read_npz, read_safetensors
 from torch_reference.models.trained import read_description
 from torch_reference.training import config as configs
 from torch_reference.training.config import TrainConfig
@@ -191,8 +191,25 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
         return []
     records = read_json_lines(path)
     for number, record in enumerate(records, start=1):
-        if not all(type(record.get(key)) is int and record[key] >= 0 for key in ("epoch", "step")):
+        whole = all(type(record.get(key)) is int and record[key] > 0 for key in ("epoch", "step"))
+        if not whole or any(type(value) not in (int, float, type(None)) for value in record.values()):
             raise UserError(f"line {number} of {path} is not the record of an epoch: remove it")
+    return records
+
+
+def read_metrics_until(run: Path, step: int, per_epoch: int) -> list[dict[str, Any]]:
+    """The records of `metrics.jsonl` up to a step: one for each epoch of so many steps.
+
+    Raises:
+      UserError: as `read_metrics`, or where one is missing.
+    """
+    records = [record for record in read_metrics(run) if record["step"] <= step]
+    epochs = step // per_epoch
+    if [(r["epoch"], r["step"]) for r in records] != [(n, n * per_epoch) for n in range(1, epochs + 1)]:
+        raise UserError(
+            f"{run / 'metrics.jsonl'} does not fit what was trained: it must have a line for each of the {epochs} "
+            f"epochs of {per_epoch} steps; put it back, or train anew in another folder"
+        )
     return records
 
 
@@ -203,6 +220,20 @@ def write_weights(run: Path, weights: Arrays) -> None:
     """Writes `model.safetensors`."""
     with atomic_write(run / "model.safetensors") as file:
         file.write_bytes(safetensors.numpy.save(weights))
+
+
+def has_result(run: Path, weights: Arrays) -> bool:
+    """Whether `model.safetensors` holds these weights, and `embeddings.npz`, which is written last, its prototypes.
+
+    Otherwise the training was killed before both were written, or they are of fewer epochs.
+    """
+    try:
+        model = read_safetensors(run / "model.safetensors")
+        embedded = read_npz(run / "embeddings.npz", ("prototypes",))
+    except UserError:
+        return False
+    same = model.keys() == weights.keys() and all(np.array_equal(model[name], weights[name]) for name in weights)
+    return same and np.array_equal(embedded["prototypes"], weights["head.prototypes"])
 
 
 def write_npz(path: Path, **arrays: np.ndarray) -> None:
@@ -216,13 +247,22 @@ def write_checkpoint(run: Path, step: int, state: Arrays) -> None:
     path = run / "checkpoints" / f"step_{step:08d}.safetensors"
     with atomic_write(path) as file:
         file.write_bytes(safetensors.numpy.save(state))
-    for older in _checkpoints(run):
-        if older < path:
-            older.unlink()
+    remove_older_checkpoints(run)
 
 
-def read_checkpoint(run: Path, load: Callable[[Arrays], None]) -> None:
+def remove_older_checkpoints(run: Path) -> None:
+    """Removes all checkpoints but the latest."""
+    for older in _checkpoints(run)[:-1]:
+        older.unlink()
+
+
+def read_checkpoint(run: Path, load: Callable[[Arrays], None], steps: int) -> None:
     """Gives the latest checkpoint, if there is one, to `load`, which raises ValueError where it does not fit.
+
+    Args:
+      run: the run directory.
+      load: takes the arrays over.
+      steps: of the whole training.
 
     Raises:
       UserError: a checkpoint that is damaged or does not fit.
@@ -230,6 +270,9 @@ def read_checkpoint(run: Path, load: Callable[[Arrays], None]) -> None:
     if not (paths := _checkpoints(run)):
         return
     arrays = read_safetensors(paths[-1])
+    step = arrays.get("step", np.array(0))
+    if step.ndim or not 0 <= step <= steps:
+        raise UserError(f"{paths[-1]} is of step {step}, but the training has {steps} steps")
     try:
         load(arrays)
     except ValueError:

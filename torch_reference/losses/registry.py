@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import inspect
 import math
+import re
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
@@ -118,11 +119,10 @@ class Option:
         """The value that a text stands for; `name` begins the message of a UserError."""
         if self.choices:
             return self.check(text, name)
-        try:
-            value = float(text)
-        except ValueError:
-            raise UserError(f"{name} is {text!r}; it must be a number") from None
-        return self.check(value, name)
+        # `float` would also take 1_0, spaces and other scripts' digits
+        if not re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|inf|nan", text, re.ASCII):
+            raise UserError(f"{name} is {text!r}; it must be a number")
+        return self.check(float(text), name)
 
     def check(self, value: Any, name: str) -> Any:
         """The value, an int where it must be one, found to be allowed; UserError where it is not."""

@@ -109,6 +109,9 @@ class TrainState:
                 _, key, of = name.split(".", 2)
                 if of not in parameters:
                     raise ValueError(f"it has {name}, which the model does not know")
+                shape = () if key == "step" else tuple(parameters[of].shape)
+                if (array.shape, array.dtype) != (shape, np.float32):
+                    raise ValueError(f"its {name} is {array.dtype} {array.shape}, not float32 {shape}")
                 # AdamW counts its steps on the CPU
                 device = parameters[of].device if array.ndim else "cpu"
                 self.optimizer.state[parameters[of]][key] = torch.from_numpy(array).to(device)
@@ -117,6 +120,13 @@ class TrainState:
             if found.shape != before.shape:
                 raise ValueError(f"its {name} has shape {tuple(found.shape)}, not {tuple(before.shape)}")
             setattr(term, buffer, found.to(before.device))
+        kinds = {name: (array.shape, array.dtype) for name, array in self.to_arrays().items()}
+        if kinds != {name: (array.shape, array.dtype) for name, array in arrays.items()}:
+            raise ValueError("its arrays are not those of this model, its optimiser and its losses, or of other types")
+        trained = {name for name, parameter in parameters.items() if parameter.requires_grad}
+        for key in memory:
+            if missing := trained - {name.split(".", 2)[2] for name in arrays if name.startswith(f"optimizer.{key}.")}:
+                raise ValueError(f"it has no optimizer.{key}.{min(missing)}")
         self.step = int(arrays["step"])
         self.loss_sum, self.accuracy_sum = float(arrays["loss_sum"]), float(arrays["accuracy_sum"])
 

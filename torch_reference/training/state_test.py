@@ -105,6 +105,32 @@ def test_what_a_loss_remembers_is_in_the_checkpoint():
         state.load_arrays({name: array for name, array in arrays.items() if name != "losses.adaface.std"})
 
 
+PROTOTYPES = "model.head.prototypes"
+MOMENTUM = "optimizer.momentum_buffer.head.prototypes"
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [
+        lambda a: a | {"extra": np.zeros(3, np.float32)},
+        lambda a: a | {"losses.center.centers": np.zeros((10, 8), np.float32)},
+        lambda a: a | {PROTOTYPES: a[PROTOTYPES].astype(np.float64)},
+        lambda a: a | {PROTOTYPES: a[PROTOTYPES].astype(np.int32)},
+        lambda a: a | {MOMENTUM: a[MOMENTUM].astype(np.float16)},
+        lambda a: a | {MOMENTUM: a[MOMENTUM][:1]},
+        lambda a: {name: array for name, array in a.items() if name != MOMENTUM},
+        lambda a: a | {"step": np.array(1.0)},
+        lambda a: a | {"loss_sum": np.array([1.0])},
+    ],
+)
+def test_a_checkpoint_with_other_arrays_is_refused(harm):
+    config = {"optimizer": "sgd", "momentum": 0.9}
+    arrays = stepped(**config).to_arrays()
+    fresh(**config).load_arrays(arrays)
+    with pytest.raises(ValueError):  # noqa: PT011
+        fresh(**config).load_arrays(harm(arrays))
+
+
 def test_a_checkpoint_of_another_model_is_refused():
     with pytest.raises(ValueError, match="shape"):
         fresh(width=0.3).load_arrays(fresh().to_arrays())
