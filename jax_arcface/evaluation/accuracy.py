@@ -29,7 +29,7 @@ def predict(
     Returns:
       int64 [N].
 
-    >>> predict(jnp.array([[2.0, 1.0], [0.0, -1.0]]), jnp.array([[0.0, 1.0], [1.0, 0.0]])).tolist()
+    >>> predict(np.array([[2.0, 1.0], [0.0, -1.0]]), np.array([[0.0, 1.0], [1.0, 0.0]])).tolist()
     [1, 1]
     """
     embeddings = np.asarray(embeddings)
@@ -65,7 +65,7 @@ def _units(vectors: np.ndarray) -> np.ndarray:
 def accuracy(embeddings: ArrayLike, prototypes: ArrayLike, labels: ArrayLike, bias: ArrayLike | None = None) -> float:
     """The share of embeddings [N, D] of which `predict` gives the label [N].
 
-    >>> accuracy(jnp.array([[2.0, 1.0], [0.0, 1.0]]), jnp.array([[0.0, 1.0], [1.0, 0.0]]), jnp.array([1, 1]))
+    >>> accuracy(np.array([[2.0, 1.0], [0.0, 1.0]]), np.array([[0.0, 1.0], [1.0, 0.0]]), np.array([1, 1]))
     0.5
     """
     return float(np.mean(predict(embeddings, prototypes, bias) == np.asarray(labels)))
@@ -84,7 +84,7 @@ def class_means(embeddings: ArrayLike, labels: ArrayLike, num_classes: int) -> n
       ValueError: a label outside [0, C), or not one for each embedding.
       TypeError: labels that are not integers.
 
-    >>> class_means(jnp.array([[2.0, 0.0], [0.0, 3.0], [0.0, -1.0]]), jnp.array([0, 0, 1]), 2)
+    >>> class_means(np.array([[2.0, 0.0], [0.0, 3.0], [0.0, -1.0]]), np.array([0, 0, 1]), 2)
     array([[ 0.5,  0.5],
            [ 0. , -1. ]], dtype=float32)
     """
@@ -117,7 +117,7 @@ def mean_loss(
       depends on the batch.
 
     >>> from jax_arcface.losses.terms import norm_softmax
-    >>> print(f"{mean_loss(norm_softmax(scale=1.0), {'prototypes': jnp.eye(2)}, jnp.eye(2), jnp.arange(2)):.4f}")
+    >>> print(f"{mean_loss(norm_softmax(scale=1.0), {'prototypes': np.eye(2)}, np.eye(2), np.arange(2)):.4f}")
     0.3133
     """
     term = objective.classifier

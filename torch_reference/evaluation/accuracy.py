@@ -31,10 +31,14 @@ def predict(embeddings: Array, prototypes: Array, bias: Array | None = None, blo
     >>> predict(x, w).tolist(), predict(x, w, bias=torch.tensor([3.0, 0.0])).tolist()
     ([1, 1], [0, 0])
     """
-    x, w = torch.as_tensor(embeddings), torch.as_tensor(prototypes)
+    x, w = (_in_floats(torch.as_tensor(vectors)) for vectors in (embeddings, prototypes))
     b = None if bias is None else torch.as_tensor(bias)
     logits = (cosines(block, w) if b is None else linear_logits(block, w, b) for block in x.split(block_size))
     return torch.cat([block.argmax(dim=1) for block in logits])
+
+
+def _in_floats(vectors: Tensor) -> Tensor:
+    return vectors if vectors.is_floating_point() else vectors.double()  # float32 would change large integers
 
 
 def accuracy(embeddings: Array, prototypes: Array, labels: Array, bias: Array | None = None) -> float:

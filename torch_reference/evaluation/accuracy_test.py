@@ -64,3 +64,9 @@ def test_mean_loss_of_a_linear_classifier_and_where_there_is_none():
     assert mean_loss(softmax(), {"prototypes": w, "bias": b}, x.numpy(), y.numpy()) == pytest.approx(expected, rel=1e-5)
     for objective in (triplet(), adacos(), elasticface()):
         assert mean_loss(objective, {"prototypes": w}, x, y) is None
+
+
+def test_large_integers_keep_their_digits():
+    """Directions that float32 cannot tell apart."""
+    prototypes = np.array([[2**60, 2**60 + 2**20], [2**60 + 2**20, 2**60]])
+    assert predict(prototypes, prototypes).tolist() == [0, 1]
