@@ -68,5 +68,6 @@ def test_mean_loss_of_a_linear_classifier_and_where_there_is_none():
 
 def test_large_integers_keep_their_digits():
     """Directions that float32 cannot tell apart."""
-    prototypes = np.array([[2**60, 2**60 + 2**20], [2**60 + 2**20, 2**60]])
+    near = 2**60 + 2**36 - 2**20  # float32 makes 2**60 of it
+    prototypes = np.array([[2**60, near], [near, 2**60]])
     assert predict(prototypes, prototypes).tolist() == [0, 1]
