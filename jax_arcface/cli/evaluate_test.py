@@ -30,7 +30,7 @@ def test_what_numpy_finds_in_the_embeddings(run_copy, capsys):
     assert found["loss"] == pytest.approx(loss, rel=1e-5)
     assert found["loss"] == json.loads((run_copy / "metrics.jsonl").read_text().splitlines()[-1])["test_loss"]
     said = capsys.readouterr()
-    assert f"{100 * found['accuracy']:.2f} %" in said.out
+    assert f"{found['accuracy']:.2%}" in said.out
     assert said.err == ""
 
 

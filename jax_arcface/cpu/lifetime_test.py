@@ -11,7 +11,7 @@ import pytest
 from jax_arcface.cpu import onednn
 
 STEPS = """
-import multiprocessing, os, signal, sys, threading, warnings
+import multiprocessing, os, signal, sys, threading, time, warnings
 from concurrent.futures import ThreadPoolExecutor
 import jax, jax.numpy as jnp
 from jax_arcface.cpu import convolve, describe, onednn, product
@@ -65,8 +65,18 @@ assert [fork(os._exit) for _ in range(5)] == [3] * 5
         None,
     ),
     "os._exit": ("train(30, wait=False); os._exit(4)", 4),
+    # again and again: one that comes within a callback of XLA's, such as after a garbage collection, is lost
     "Ctrl-C": (
-        "train(); threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start(); train(10**6)",
+        """
+def interrupt():
+    for _ in range(100):
+        time.sleep(0.5)
+        os.kill(os.getpid(), signal.SIGINT)
+
+train()
+threading.Thread(target=interrupt, daemon=True).start()
+train(10**6)
+""",
         -signal.SIGINT,
     ),
 }
