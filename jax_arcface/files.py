@@ -134,7 +134,9 @@ def parse_json(content: bytes, source: str) -> dict[str, Any]:
         raise UserError(f"{source} is not valid: it is nested more than {MAX_JSON_DEPTH} levels deep")
     try:
         text = content.decode("utf-8")
-        value = json.loads(text, parse_int=_integer, parse_float=_finite, parse_constant=_no_number)
+        value = json.loads(
+            text, parse_int=_integer, parse_float=_finite, parse_constant=_no_number, object_pairs_hook=_once
+        )
         if "\\u" in text:
             json.dumps(value, ensure_ascii=False).encode("utf-8")  # fails at half of a surrogate pair
     except ValueError as error:
@@ -142,6 +144,14 @@ def parse_json(content: bytes, source: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise UserError(f"{source} must hold a JSON object, not {type(value).__name__}")
     return value
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object, each of whose names stands once: readers differ in which of two they take."""
+    if len(found := dict(pairs)) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"it has {next(name for name in names if names.count(name) > 1)!r} twice")
+    return found
 
 
 _STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+(?:"|\\?\Z)', re.DOTALL)

@@ -253,7 +253,13 @@ def fuzz(name, inputs, path, seed):
             assert time.process_time() - start < SECONDS, number
         accepted += 1
         if theirs is not None and not (name == "image" and value.shape == (8, 8, 3)):
-            assert_equal(value, theirs(path))
+            try:
+                other = theirs(path)
+            except Exception:
+                # Python's reader refuses some pickles whose content ours ignores, such as an array type's version
+                assert name == "pickle"
+                continue
+            assert_equal(value, other)
     assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024 < MEGABYTES
     return accepted
 

@@ -123,7 +123,7 @@ def as_json(content: bytes, source: str) -> dict[str, Any]:
     {'epochs': 3, 'scale': None}
     """
     try:
-        value = json.loads(content.decode())
+        value = json.loads(content.decode(), object_pairs_hook=_without_doubles)
         _check_json(value, DEEPEST_JSON)
     except RecursionError:
         raise UserError(f"{source} is not valid: it is nested more than {DEEPEST_JSON} levels deep") from None
@@ -131,6 +131,13 @@ def as_json(content: bytes, source: str) -> dict[str, Any]:
         raise UserError(f"{source} is not JSON: {one_line(str(error))}") from None
     if not isinstance(value, dict):
         raise UserError(f"{source} must be a JSON object")
+    return value
+
+
+def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) != len(pairs):  # which of them counts is up to the reader
+        raise ValueError("a name is given two values in one object")
     return value
 
 

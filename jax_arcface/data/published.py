@@ -140,7 +140,7 @@ def _rebuild(kind: Any, shape: Any, dtype: Any) -> np.ndarray:
 def _dtype(name: Any, *rest: Any) -> Any:
     if name not in (b"u1", "u1"):
         raise pickle.UnpicklingError(f"it has an array of type {name}")
-    return np.dtype("u1")
+    return np.dtype("u1")  # whatever else is said of it: numpy's own recipe trusts what it is given
 
 
 class _Unpickler(pickle.Unpickler):
@@ -160,6 +160,18 @@ class _Unpickler(pickle.Unpickler):
         return self._ADMITTED[module, name]
 
 
+def _check_plain(value: Any) -> None:
+    """Refuses what is neither text, a number, an array, nor a collection of such, as a function that was named."""
+    if isinstance(value, dict):
+        for pair in value.items():
+            _check_plain(pair)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            _check_plain(item)
+    elif not isinstance(value, bytes | str | int | np.ndarray | None):
+        raise pickle.UnpicklingError(f"it holds a {type(value).__name__}")
+
+
 def unpickle(content: bytes, file: str) -> dict[bytes, Any]:
     """What a file of CIFAR-10 holds; it was pickled by Python 2, so its strings are bytes.
 
@@ -173,6 +185,7 @@ def unpickle(content: bytes, file: str) -> dict[bytes, Any]:
         batch = _Unpickler(io.BytesIO(content), encoding="bytes").load()
         if not isinstance(batch, dict):
             raise pickle.UnpicklingError(f"it is a {type(batch).__name__}")
+        _check_plain(batch)
     except Exception as error:  # a broken pickle can raise anything
         raise UserError(f"{file} is not a batch of CIFAR-10 ({brief(error)}): get it again") from error
     return batch
