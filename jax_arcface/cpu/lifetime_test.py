@@ -17,6 +17,7 @@ import jax, jax.numpy as jnp
 from jax_arcface.cpu import convolve, describe, onednn, product
 
 warnings.simplefilter("ignore")  # JAX's, of a fork
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background shell has it ignored
 
 @jax.jit
 def step(images, kernel):
