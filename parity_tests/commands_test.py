@@ -32,11 +32,11 @@ ONE_SIDE_ONLY = {
 }
 
 EVERY_FLAG = (
-    "--image-size 12 --backbone lenet --width 0.25 --embedding-dim 8 --dropout 0.1 --loss subcenter --margin 0.4 "
-    "--margin-warmup-epochs 0.5 --scale 20 --beyond-pi linear --gradient straight_through --subcenters 2 "
-    "--label-smoothing 0.1 --epochs 1 --batch-size 512 --classes-per-batch 4 --optimizer adamw --learning-rate 0.01 "
-    "--momentum 0.8 --weight-decay 0.001 --schedule linear --warmup-epochs 0.5 --clip-norm 1 --rotate 0.1 --zoom 0.05 "
-    "--shift 2 --flip --cutout 3 --seed 5 --precision bfloat16"
+    "--image-size 12 --holdout-classes 3,4 --backbone lenet --width 0.25 --embedding-dim 8 --dropout 0.1 --loss "
+    "subcenter --margin 0.4 --margin-warmup-epochs 0.5 --scale 20 --beyond-pi linear --gradient straight_through "
+    "--subcenters 2 --label-smoothing 0.1 --epochs 1 --batch-size 512 --classes-per-batch 4 --optimizer adamw "
+    "--learning-rate 0.01 --momentum 0.8 --weight-decay 0.001 --schedule linear --warmup-epochs 0.5 --clip-norm 1 "
+    "--rotate 0.1 --zoom 0.05 --shift 2 --flip --cutout 3 --seed 5 --precision bfloat16"
 )
 
 

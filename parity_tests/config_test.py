@@ -40,6 +40,7 @@ MISTAKES = [
     {"image_size": 2.5},
     {"image_size": 10**18},
     {"image_fit": "squeeze"},
+    {"holdout_classes": 7},
     {"width": float("inf")},
     {"width": 1e308},
     {"embedding_dim": 0},

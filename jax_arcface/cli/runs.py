@@ -239,13 +239,14 @@ def check_dataset(run: Path, dataset: Dataset, mean: np.ndarray, std: np.ndarray
 
 def load_dataset(config: TrainConfig, data_dir: str | None = None) -> Dataset:
     """The data set of a configuration, from another folder where one is given; a bar on a terminal."""
-    return data.load(
+    dataset = data.load(
         config.dataset,
         data_dir or config.data_dir,
         image_size=config.image_size,
         image_fit=config.image_fit,
         progress=sys.stderr.isatty(),
     )
+    return data.hold_out(dataset, config.held_out) if config.held_out else dataset
 
 
 def _described(dataset: Dataset, mean: np.ndarray, std: np.ndarray) -> dict[str, Any]:

@@ -4,7 +4,7 @@ Images are uint8 [N, H, W, C] and labels int32 [N], the same in every run, from 
 (`docs/recipe.md`, section Data). What was decoded is kept as memory-mapped arrays in the user's cache folder.
 """
 
-from jax_arcface.data.dataset import Dataset, Split, channel_statistics
+from jax_arcface.data.dataset import Dataset, Split, channel_statistics, hold_out
 from jax_arcface.data.folders import read_images
 from jax_arcface.data.prepared import prepare_tfds
 from jax_arcface.data.registry import DATASETS, load
@@ -17,6 +17,7 @@ __all__ = [
     "Source",
     "Split",
     "channel_statistics",
+    "hold_out",
     "load",
     "prepare_tfds",
     "read_images",

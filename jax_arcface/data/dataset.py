@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 
+from jax_arcface.errors import UserError, nearest
 from jax_arcface.philox import generator
 
 
@@ -31,12 +33,16 @@ class Dataset:
       train: the examples to train on.
       test: the examples to test on.
       class_names: each class's name, at its label.
+      unseen: the test examples of classes that were held out of the training, labelled from 0; see `hold_out`.
+      unseen_names: the names of those classes.
     """
 
     name: str
     train: Split
     test: Split
     class_names: tuple[str, ...]
+    unseen: Split | None = None
+    unseen_names: tuple[str, ...] = ()
 
     @property
     def num_classes(self) -> int:
@@ -48,6 +54,51 @@ class Dataset:
         """Height, width and channels of every image."""
         height, width, channels = self.train.images.shape[1:]
         return height, width, channels
+
+
+def hold_out(dataset: Dataset, names: Sequence[str]) -> Dataset:
+    """Takes classes out of a data set, to test embeddings on classes that the training never saw.
+
+    Args:
+      dataset: with every class.
+      names: of the classes to hold out; their order does not matter.
+
+    Returns:
+      A data set whose train and test splits hold the other classes and whose `unseen` split holds the test examples of
+      those held out. Labels count from 0 in each, in the order of the classes in `dataset`; examples keep their order.
+
+    Raises:
+      UserError: an unknown or repeated name, or fewer than two classes left.
+
+    >>> from jax_arcface.data import load
+    >>> digits = hold_out(load("digits"), ("7", "8", "9"))
+    >>> digits.class_names, len(digits.train.labels), len(digits.unseen.labels)
+    (('0', '1', '2', '3', '4', '5', '6'), 1012, 107)
+    """
+    for name in names:
+        if name not in dataset.class_names:
+            raise UserError(f"{dataset.name} has no class {name!r}: {nearest(name, dataset.class_names)}")
+    if len(set(names)) < len(names):
+        raise UserError(f"a class is held out twice: {', '.join(names)}")
+    if len(dataset.class_names) - len(names) < 2:
+        raise UserError(f"{len(names)} of {len(dataset.class_names)} classes held out leave fewer than two to train on")
+    held = np.isin(dataset.class_names, names)
+
+    def part(split: Split, wanted: np.ndarray) -> Split:
+        rows = np.flatnonzero(wanted[split.labels])
+        return Split(split.images[rows], (np.cumsum(wanted) - 1)[split.labels[rows]].astype(np.int32))
+
+    def chosen(wanted: np.ndarray) -> tuple[str, ...]:
+        return tuple(name for name, one in zip(dataset.class_names, wanted, strict=True) if one)
+
+    return dataclasses.replace(
+        dataset,
+        train=part(dataset.train, ~held),
+        test=part(dataset.test, ~held),
+        class_names=chosen(~held),
+        unseen=part(dataset.test, held),
+        unseen_names=chosen(held),
+    )
 
 
 def channel_statistics(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -54,6 +54,8 @@ class TrainConfig:
     """Height and width that images are resized to, in pixels; the default keeps their size."""
     image_fit: str = "crop"
     """How photos in a folder become square: crop to the middle, pad with black, or stretch."""
+    holdout_classes: str = ""
+    """Classes to leave out of the training, such as 7,8,9; `evaluate` measures the embeddings of these."""
 
     backbone: str = "lenet"
     """Network from images to embeddings."""
@@ -124,6 +126,11 @@ class TrainConfig:
     def augmentation(self) -> Augmentation:
         """The augmentation's fields as one value."""
         return Augmentation(self.rotate, self.zoom, self.shift, self.flip, self.cutout)
+
+    @property
+    def held_out(self) -> tuple[str, ...]:
+        """The names in `holdout_classes`."""
+        return tuple(filter(None, map(str.strip, self.holdout_classes.split(","))))
 
     @functools.cached_property
     def objective(self) -> Objective:

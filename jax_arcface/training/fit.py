@@ -464,6 +464,8 @@ def can_train_together(replicas: Sequence[TrainConfig]) -> bool:
 
 def make_objects(config: TrainConfig, dataset: Dataset) -> tuple[Model, ArraySource, optax.GradientTransformation]:
     """The initial model, the source and the optimiser that a configuration names."""
+    if config.held_out and dataset.unseen is None:
+        raise ValueError(f"the data set still has the classes {config.holdout_classes}: data.hold_out takes them out")
     source = ArraySource.of_dataset(
         dataset,
         config.batch_size,

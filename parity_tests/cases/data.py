@@ -52,6 +52,18 @@ def _resized() -> Iterator[Difference]:
     yield from _compared(jax_data.load("digits", image_size=13), torch_data.load("digits", image_size=13))
 
 
+def _held_out() -> Iterator[Difference]:
+    names = ("7", "2")
+    here, there = (
+        jax_data.hold_out(jax_data.load("digits"), names),
+        torch_data.hold_out(torch_data.load("digits"), names),
+    )
+    yield from _compared(here, there)
+    for part in ("images", "labels"):
+        yield difference(f"unseen {part}", getattr(here.unseen, part), getattr(there.unseen, part))
+    yield difference("unseen names", _bytes(here.unseen_names), _bytes(there.unseen_names))
+
+
 def make_folder(root: Path, split: bool) -> Path:
     """A folder of small colour and grey images of three classes."""
     rng = np.random.default_rng(0)
@@ -109,6 +121,7 @@ CASES = [
     for what, measure, covers in (
         ("digits", functools.partial(_named, "digits"), ("digits", "load", "channel_statistics", "Dataset", "Split")),
         ("digits resized to 13x13", _resized, ()),
+        ("digits without two classes", _held_out, ("hold_out",)),
         ("mnist", functools.partial(_named, "mnist"), ("mnist",)),
         ("cifar10", functools.partial(_named, "cifar10"), ("cifar10",)),
         ("a folder with both splits", functools.partial(_folder, True, None), ()),

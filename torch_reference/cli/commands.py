@@ -119,7 +119,7 @@ def train(options: TrainOptions) -> int:
         event_writer()
     if machine.compile:
         _check_compiler(machine.device)
-    dataset = data.load(config.dataset, config.data_dir, image_size=config.image_size, image_fit=config.image_fit)
+    dataset = runs.load_dataset(config)
     check_fit(config, dataset)  # before there is a run directory
     print(
         f"{config.loss} on {dataset.name}: {len(dataset.train.labels):,} training and "
@@ -327,8 +327,7 @@ def _evaluate_run(run: Path, options: EvaluateOptions) -> dict[str, Any]:
     done = max((record["epoch"] for record in runs.read_metrics(run)), default=0)
     if done < config.epochs:
         print(f"{run} is unfinished, after {done} of {config.epochs} epochs; go on with: train --resume --out {run}")
-    data_dir = options.data_dir or config.data_dir
-    dataset = data.load(config.dataset, data_dir, image_size=config.image_size, image_fit=config.image_fit)
+    dataset = runs.load_dataset(config, options.data_dir)
     if (dataset.image_shape, dataset.class_names) != (model.image_shape, model.class_names):
         raise UserError(f"{config.dataset} has other classes or other images than those {run} was trained on")
     split = _split(dataset, options.split)

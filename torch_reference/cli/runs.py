@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 import safetensors.numpy
 
+from torch_reference import data
 from torch_reference.data import Dataset, channel_statistics
 from torch_reference.errors import UserError
 from torch_reference.files import atomic_write, read_json_lines, read_npz, read_safetensors
@@ -161,6 +162,13 @@ def check_dataset(run: Path, dataset: Dataset) -> None:
     for name, value in _described(dataset).items():
         if (was := began_with.get(name)) != value:
             raise UserError(f"{dataset.name} has changed since {run} began: its {name} was {was} and is {value}")
+
+
+def load_dataset(config: TrainConfig, data_dir: str | None = None) -> Dataset:
+    """The data set that a configuration names, without the classes it holds out; `data_dir` replaces its folder."""
+    folder = data_dir or config.data_dir
+    dataset = data.load(config.dataset, folder, image_size=config.image_size, image_fit=config.image_fit)
+    return data.hold_out(dataset, config.held_out) if config.held_out else dataset
 
 
 def _described(dataset: Dataset) -> dict[str, Any]:

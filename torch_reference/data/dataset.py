@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
+from torch_reference.errors import UserError, nearest
 from torch_reference.philox import generator
 
 
@@ -32,12 +34,16 @@ class Dataset:
       train: the examples to train on.
       test: the examples to test on.
       class_names: each class's name, at its label.
+      unseen: the test examples of classes that were held out of the training, labelled from 0; see `hold_out`.
+      unseen_names: the names of those classes.
     """
 
     name: str
     train: Split
     test: Split
     class_names: tuple[str, ...]
+    unseen: Split | None = None
+    unseen_names: tuple[str, ...] = ()
 
     @property
     def num_classes(self) -> int:
@@ -49,6 +55,51 @@ class Dataset:
         """Height, width and channels of every image."""
         height, width, channels = self.train.images.shape[1:]
         return height, width, channels
+
+
+def hold_out(dataset: Dataset, names: Sequence[str]) -> Dataset:
+    """The data set without the classes of these names, whose test examples become its `unseen` split.
+
+    Args:
+      dataset: with every class.
+      names: of the classes to hold out, in any order.
+
+    Returns:
+      Examples and classes keep their order; labels count from 0 among the classes left, and among those held out.
+
+    Raises:
+      UserError: a name that is unknown or stands twice, or fewer than two classes left.
+
+    >>> from torch_reference.data import load
+    >>> digits = hold_out(load("digits"), ("9", "7"))
+    >>> digits.num_classes, digits.unseen_names, len(digits.unseen.labels)
+    (8, ('7', '9'), 72)
+    """
+    if unknown := [name for name in names if name not in dataset.class_names]:
+        raise UserError(
+            f"{dataset.name} has no class called {unknown[0]!r}: {nearest(unknown[0], dataset.class_names)}"
+        )
+    if len(names) != len(set(names)):
+        raise UserError(f"the classes held out, {', '.join(names)}, name one class twice")
+    kept = [label for label, name in enumerate(dataset.class_names) if name not in names]
+    if len(kept) < 2:
+        raise UserError(f"at least two classes must be left to train on, and {len(kept)} would be")
+    unseen = [label for label, name in enumerate(dataset.class_names) if name in names]
+
+    def only(split: Split, classes: list[int]) -> Split:
+        label_of = np.full(dataset.num_classes, -1, np.int32)
+        label_of[classes] = np.arange(len(classes))
+        labels = label_of[split.labels]
+        return Split(split.images[labels >= 0], labels[labels >= 0])
+
+    return Dataset(
+        dataset.name,
+        only(dataset.train, kept),
+        only(dataset.test, kept),
+        tuple(dataset.class_names[label] for label in kept),
+        only(dataset.test, unseen),
+        tuple(dataset.class_names[label] for label in unseen),
+    )
 
 
 def channel_statistics(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

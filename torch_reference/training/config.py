@@ -71,6 +71,9 @@ class TrainConfig:
     image_fit: str = _data(
         "crop", help="how photos in a folder become square: the middle, black margins, or stretched", choices=FITS
     )
+    holdout_classes: str = _data(
+        "", help="classes to keep out of the training, such as 7,8,9; evaluate measures the embeddings of these"
+    )
 
     backbone: str = _model("lenet", help="network from images to embeddings", choices=tuple(BACKBONES))
     width: float = _model(
@@ -149,6 +152,11 @@ class TrainConfig:
     def augmentation(self) -> Augmentation:
         """The augmentation's fields as one value."""
         return Augmentation(self.rotate, self.zoom, self.shift, self.flip, self.cutout)
+
+    @property
+    def held_out(self) -> tuple[str, ...]:
+        """The classes that `holdout_classes` names."""
+        return tuple(name.strip() for name in self.holdout_classes.split(",") if name.strip())
 
     @functools.cached_property
     def objective(self) -> Objective:

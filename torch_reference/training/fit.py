@@ -220,7 +220,9 @@ class Machine:
 
 
 def check_fit(config: TrainConfig, dataset: Dataset) -> None:
-    """Raises UserError where the data set has too few images or classes for the configuration."""
+    """Raises UserError where the data set has too few images or classes for the configuration, or holds out none."""
+    if config.held_out and dataset.unseen is None:
+        raise UserError(f"the data set still has the classes to hold out, {config.holdout_classes}: see data.hold_out")
     examples, classes = len(dataset.train.labels), dataset.num_classes
     if config.batch_size > examples:
         raise UserError(f"the batch size is {config.batch_size}, but there are only {examples} training images")
