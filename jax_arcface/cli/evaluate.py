@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,20 +14,29 @@ import numpy as np
 from jax_arcface import data
 from jax_arcface.cli import runs
 from jax_arcface.cli.arguments import Parser
-from jax_arcface.errors import UserError
-from jax_arcface.evaluation import METRICS, Embedded, evaluate
+from jax_arcface.errors import UserError, nearest
+from jax_arcface.evaluation import METRICS, PROTOCOLS, Embedded, evaluate, run_protocols
 from jax_arcface.files import read_npz
 from jax_arcface.models.trained import load_model
 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """Prints a run's accuracy and loss, or the accuracy of the embeddings in an .npz file, and writes them as JSON."""
+    """Prints what a run's embeddings, or those in an .npz file, are worth, and writes it as JSON.
+
+    Accuracy and loss are of the classifier. The protocols need no classifier: verification (same class or not?),
+    identification (which class?), retrieval (are the nearest of its class?), angles (the paper's table 3) and health.
+    They compare unseen classes where the run held out some.
+    """
 
     run_or_npz: Path = dataclasses.field(metadata={"positional": True})
-    """A run directory, or an .npz file with embeddings [N, D], labels [N] and prototypes [C, D] (and a bias [C])."""
-    split: str = "test"
-    """Which split of the run's data set: test or train."""
+    """A run directory, or an .npz file with embeddings [N, D], labels [N] and, if wanted, prototypes [C, D] and a bias
+    [C]."""
+    protocol: str = ",".join(PROTOCOLS)
+    """Protocols, separated by commas; none leaves all out."""
+    split: str | None = None
+    """Split of the run's data set: test, train, or unseen (test images of the classes held out). The default is test,
+    and for the protocols unseen where there is one."""
     data_dir: str | None = None
     """Folder with the data set's files; the default is that of the training."""
     out: Path | None = None
@@ -38,19 +48,71 @@ def main(words: Sequence[str]) -> int:
     parser = Parser("evaluate RUN_OR_NPZ", str(Options.__doc__))
     parser.add_fields(Options)
     options = Options(**parser.parse(words))
+    _protocols(options)
     path = options.run_or_npz
     if path.suffix == ".npz":
         result, out = _of_arrays(options), (options.out or path.parent) / f"{path.stem}.evaluation.json"
     else:
         result = _of_run(options)
-        name = "evaluation.json" if options.split == "test" else f"evaluation-{options.split}.json"
+        name = "evaluation.json" if options.split in (None, "test") else f"evaluation-{options.split}.json"
         out = (options.out or path) / name
     runs.write_json(out, result)
-    for name, value in result.items():
-        metric = METRICS.get(name)
-        print(f"{name:<9} {metric.shown.format(value)}  ({metric.help})" if metric else f"{name:<9} {value}")
+    print(table(result))
     print(f"written to {out}")
     return 0
+
+
+def table(result: Mapping[str, Any]) -> str:
+    """What `evaluation.json` holds, as it is printed: a line for each number, under the name of its protocol.
+
+    >>> print(table({"examples": 9, "angles": {"intra": 0.5}, "verification": {"tar_at_far": {"1e-01": None}}}))
+    examples                 9
+    angles
+      intra                  0.5000 (28.65 degrees)
+    verification
+      tar_at_far 1e-01       too few pairs
+    """
+    lines = []
+    for name, value in result.items():
+        if isinstance(value, dict):
+            lines.append(name)
+            for key, number in value.items():
+                parts = number.items() if isinstance(number, dict) else [("", number)]
+                lines += [f"  {key} {part}".ljust(24) + f" {_shown(name, key, one)}" for part, one in parts]
+        else:
+            metric = METRICS.get(name)
+            lines.append(f"{name:<24} " + (f"{metric.shown.format(value)}  ({metric.help})" if metric else str(value)))
+    return "\n".join(lines)
+
+
+def _shown(protocol: str, name: str, value: Any) -> str:
+    if value is None:
+        return "too few pairs" if protocol == "verification" else "-"
+    if not isinstance(value, float):
+        return f"{value:,}" if isinstance(value, int) else str(value)
+    return f"{value:.4f} ({math.degrees(value):.2f} degrees)" if protocol == "angles" else f"{value:.4f}"
+
+
+def _protocols(options: Options) -> list[str]:
+    """The protocols asked for."""
+    names = [] if options.protocol == "none" else [name.strip() for name in options.protocol.split(",")]
+    for name in names:
+        if name not in PROTOCOLS:
+            raise UserError(f"--protocol has {name!r}: {nearest(name, (*PROTOCOLS, 'none'))}")
+    return names
+
+
+def _run_protocols(embedded: Embedded, options: Options) -> dict[str, dict[str, Any]]:
+    """Their results; of those asked for by name, one that is not defined is an error, else it is left out."""
+    found: dict[str, dict[str, Any]] = {}
+    for name in _protocols(options):
+        try:
+            found |= run_protocols(embedded, [name])
+        except ValueError as error:
+            if options.protocol != Options.protocol:
+                raise UserError(f"--protocol {name}: {error}") from None
+            print(f"{name} is left out: {error}", file=sys.stderr)
+    return found
 
 
 def _of_run(options: Options) -> dict[str, Any]:
@@ -65,44 +127,71 @@ def _of_run(options: Options) -> dict[str, Any]:
     dataset = runs.load_dataset(config, options.data_dir)
     if (dataset.image_shape, tuple(dataset.class_names)) != (model.image_shape, tuple(model.class_names)):
         raise UserError(f"{config.dataset} has other classes or other images than those {run} was trained on")
-    split = data_split(dataset, options.split)
-    embeddings, labels = model.embed(split.images), np.asarray(split.labels)
-    owned = {"prototypes": model.prototypes} | ({} if model.bias is None else {"bias": model.bias})
-    step = records[-1]["step"] if (records := runs.read_metrics(run)) else 0
-    found = evaluate(Embedded(embeddings, labels, owned, config.objective, step))
-    return {"dataset": config.dataset, "split": options.split, "examples": len(labels), **found}
+    which = options.split or "test"
+    result: dict[str, Any] = {"dataset": config.dataset, "split": which}
+    split = data_split(dataset, which)
+    embedded = Embedded(model.embed(split.images), np.asarray(split.labels), {})
+    result["examples"] = len(embedded.labels)
+    if which != "unseen":
+        owned = {"prototypes": model.prototypes} | ({} if model.bias is None else {"bias": model.bias})
+        step = records[-1]["step"] if (records := runs.read_metrics(run)) else 0
+        embedded = embedded._replace(owned=owned, objective=config.objective, step=step)
+        result |= evaluate(embedded)
+    if options.split is None and dataset.unseen is not None:
+        result |= {"protocol_split": "unseen", "unseen_classes": list(dataset.unseen_names)}
+        embedded = Embedded(model.embed(dataset.unseen.images), np.asarray(dataset.unseen.labels), {})
+        result["unseen_examples"] = len(embedded.labels)
+    return result | _run_protocols(embedded, options)
 
 
 def data_split(dataset: data.Dataset, which: str) -> data.Split:
     """The split of a data set that --split names."""
+    if which == "unseen":
+        if dataset.unseen is None:
+            raise UserError(
+                "--split unseen: the run was trained on all classes (train --holdout-classes leaves some out)"
+            )
+        return dataset.unseen
     if which not in ("train", "test"):
-        raise UserError(f"--split is {which!r}; it must be train or test")
+        raise UserError(f"--split is {which!r}; it must be train, test or unseen")
     return dataset.train if which == "train" else dataset.test
 
 
 def _of_arrays(options: Options) -> dict[str, Any]:
     path = options.run_or_npz
-    if options.split != "test" or options.data_dir is not None:
+    if options.split is not None or options.data_dir is not None:
         raise UserError(f"--split and --data-dir have no effect on {path}, which holds its own examples")
-    arrays = read_npz(path, ("embeddings", "labels", "prototypes"), optional=("bias",))
+    arrays = read_npz(path, ("embeddings", "labels"), optional=("prototypes", "bias"))
     _check_arrays(path, **arrays)
-    embeddings, labels = arrays.pop("embeddings"), arrays.pop("labels")
-    return {"examples": len(labels), **evaluate(Embedded(embeddings, labels, arrays))}
+    embedded = Embedded(arrays.pop("embeddings"), arrays.pop("labels"), arrays)
+    classified = evaluate(embedded) if "prototypes" in arrays else {}
+    return {"examples": len(embedded.labels), **classified, **_run_protocols(embedded, options)}
 
 
 def _check_arrays(
-    path: Path, embeddings: np.ndarray, labels: np.ndarray, prototypes: np.ndarray, bias: np.ndarray | None = None
+    path: Path,
+    embeddings: np.ndarray,
+    labels: np.ndarray,
+    prototypes: np.ndarray | None = None,
+    bias: np.ndarray | None = None,
 ) -> None:
-    shapes = f"embeddings {embeddings.shape}, labels {labels.shape}, prototypes {prototypes.shape}"
+    of_prototypes = "" if prototypes is None else f", prototypes {prototypes.shape}"
     fit = embeddings.ndim == 2 and labels.shape == embeddings.shape[:1] and len(labels) > 0
-    if not fit or prototypes.ndim not in (2, 3) or prototypes.shape[-1] != embeddings.shape[1]:
-        raise UserError(f"{path} holds {shapes}; they must be [N, D], [N] and [C, D] or [C, K, D]")
-    if bias is not None and (prototypes.ndim != 2 or bias.shape != prototypes.shape[:1]):
+    if prototypes is not None and fit:
+        fit = prototypes.ndim in (2, 3) and prototypes.shape[-1] == embeddings.shape[1]
+    if not fit:
         raise UserError(
-            f"{path} holds a bias {bias.shape} for prototypes {prototypes.shape}; it must be [C] for [C, D]"
+            f"{path} holds embeddings {embeddings.shape}, labels {labels.shape}{of_prototypes}; they must be [N, D], "
+            "[N] and [C, D] or [C, K, D]"
         )
+    if bias is not None and prototypes is None:
+        raise UserError(f"{path} holds a bias, but no prototypes")
+    if bias is not None and prototypes is not None and (prototypes.ndim != 2 or bias.shape != prototypes.shape[:1]):
+        raise UserError(f"{path} holds a bias {bias.shape} with {of_prototypes[2:]}; it must be [C] for [C, D]")
     for name, array in (("embeddings", embeddings), ("prototypes", prototypes), ("bias", bias)):
         if array is not None and array.dtype.kind not in "fiu":
             raise UserError(f"{path} has {name} that are not numbers")
-    if labels.dtype.kind not in "iu" or labels.min() < 0 or labels.max() >= len(prototypes):
+    if labels.dtype.kind not in "iu":
+        raise UserError(f"{path} has labels that are not whole numbers")
+    if prototypes is not None and (labels.min() < 0 or labels.max() >= len(prototypes)):
         raise UserError(f"{path} has labels other than the whole numbers from 0 to {len(prototypes) - 1}")

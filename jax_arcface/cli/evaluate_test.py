@@ -43,7 +43,8 @@ def test_each_result_has_its_own_file(run_copy, tmp_path):
         for name in ("evaluation.json", "evaluation-train.json", "embeddings.evaluation.json")
     )
     assert (test["split"], train["split"], train["examples"]) == ("test", "train", 1438)
-    assert npz == {"examples": 359, "accuracy": test["accuracy"]}
+    assert (npz["examples"], npz["accuracy"], "loss" in npz) == (359, test["accuracy"], False)
+    assert npz["retrieval"]["map_at_r"] == pytest.approx(test["retrieval"]["map_at_r"], abs=1e-3)  # of other blocks
     assert json.loads((tmp_path / "there" / "evaluation.json").read_text()) == test
 
 
@@ -101,3 +102,47 @@ def test_arrays_that_do_not_fit(change, refused):
     arrays = {"embeddings": np.ones((3, 4)), "labels": np.array([0, 1, 1]), "prototypes": np.ones((2, 4))} | change
     np.savez("mine.npz", **{name: array for name, array in arrays.items() if array is not None})
     assert "mine.npz" in refused("evaluate", "mine.npz")
+
+
+def test_the_protocols_against_scikit_learn(run_copy, tmp_path):
+    from sklearn.metrics import roc_auc_score
+
+    arrays = np.load(run_copy / "embeddings.npz")
+    np.savez(tmp_path / "mine.npz", embeddings=arrays["embeddings"].astype(np.float64), labels=arrays["labels"])
+    assert main(["evaluate", str(tmp_path / "mine.npz")]) == 0
+    found = json.loads((tmp_path / "mine.evaluation.json").read_text())
+    x = arrays["embeddings"].astype(np.float64)
+    x /= np.linalg.norm(x, axis=1, keepdims=True)
+    upper = np.triu_indices(len(x), 1)
+    scores, same = (x @ x.T)[upper], (arrays["labels"][:, None] == arrays["labels"])[upper]
+    assert found["verification"]["auc"] == pytest.approx(roc_auc_score(same, scores), abs=1e-6)
+    assert found["verification"]["tar_at_far"]["1e-06"] is None  # of 58,000 pairs
+    threshold = found["verification"]["threshold_at_far"]["1e-02"]
+    assert found["verification"]["tar_at_far"]["1e-02"] == np.mean(np.rint(scores[same] * 2**20) >= threshold * 2**20)
+    np.fill_diagonal(cosine := x @ x.T, -1)
+    precise = np.mean(arrays["labels"][cosine.argmax(axis=1)] == arrays["labels"])
+    assert found["retrieval"]["precision_at_1"] == precise
+    assert "accuracy" not in found  # there are no prototypes
+
+
+@pytest.mark.parametrize("harm", ["one class", "no pair", "nan", "zero"])
+def test_embeddings_that_cannot_be_compared(harm, tmp_path, refused, capsys):
+    x, labels = np.random.default_rng(0).normal(size=(6, 3)), np.array([0, 0, 1, 1, 2, 2])
+    if harm == "one class":
+        labels[:] = 1
+    if harm == "no pair":
+        labels = np.arange(6)
+    if harm in ("nan", "zero"):
+        x[4] = {"nan": np.nan, "zero": 0}[harm]
+    np.savez(tmp_path / "mine.npz", embeddings=x, labels=labels)
+    if harm != "nan":  # the file's reader refuses it before
+        assert main(["evaluate", str(tmp_path / "mine.npz")]) == 0  # what is defined
+        assert "health" in json.loads((tmp_path / "mine.evaluation.json").read_text())
+        assert "verification is left out" in capsys.readouterr().err
+        (tmp_path / "mine.evaluation.json").unlink()
+    assert refused("evaluate", tmp_path / "mine.npz", "--protocol", "verification")
+    assert not (tmp_path / "mine.evaluation.json").exists()
+
+
+def test_an_unknown_protocol(run_copy, refused):
+    assert "verification" in refused("evaluate", run_copy, "--protocol", "verfication")

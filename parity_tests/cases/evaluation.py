@@ -6,7 +6,7 @@ import contextlib
 import functools
 import io
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -120,6 +120,54 @@ def _mean_loss() -> Iterator[Difference]:
     yield difference("loss", np.float32(here), np.float32(there))
 
 
+def _clustered() -> tuple[np.ndarray, np.ndarray]:
+    """Embeddings of seven classes, with duplicates and equal scores, one of the classes with a single example."""
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 6, 300)
+    x = rng.normal(size=(6, 8))[labels] + rng.normal(size=(300, 8))
+    x[10:40] = np.round(x[10:40])  # whole numbers: some cosines are equal
+    x[5], x[17], labels[5], labels[299] = x[3], x[11], labels[3], 9
+    return x, labels
+
+
+def _numbers(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _numbers(value, f"{prefix}{name} ")
+        else:
+            yield f"{prefix}{name}", -1.0 if value is None else float(value)
+
+
+def _protocol(name: str) -> Iterator[Difference]:
+    x, y = _clustered()
+    used = slice(0, 299) if name == "angles" else slice(None)  # the prototypes are of six classes
+    prototypes = {"prototypes": np.eye(6, 8)} if name == "angles" else {}
+    here = jax_evaluation.PROTOCOLS[name](jax_evaluation.Embedded(x[used], y[used], prototypes))
+    there = torch_evaluation.PROTOCOLS[name](torch_evaluation.Evaluated(x[used], y[used], prototypes))
+    found = dict(_numbers(there))
+    assert [key for key, _ in _numbers(here)] == list(found)
+    for key, value in _numbers(here):
+        yield difference(key, np.float64(value), np.float64(found[key]))
+
+
+def _pairs() -> Iterator[Difference]:
+    _, labels = _clustered()
+    for seed in (0, 1):
+        here, there = (e.draw_pairs(labels, count=600, folds=5, seed=seed) for e in (jax_evaluation, torch_evaluation))
+        for part in ("first", "second", "same", "fold"):
+            yield difference(part, getattr(here, part), np.asarray(getattr(there, part)))
+
+
+def _open_set() -> Iterator[Difference]:
+    x, y = _clustered()
+    gallery, probes = (x[:60][y[:60] < 4], y[:60][y[:60] < 4]), (x[60:], y[60:])
+    here, there = (e.identify(gallery, probes, fpirs=(0.3, 0.1, 0.01)) for e in (jax_evaluation, torch_evaluation))
+    yield difference("CMC", here.cmc, np.asarray(there.cmc))
+    for rate in here.tpir_at_fpir:
+        one, other = (-1.0 if e.tpir_at_fpir[rate] is None else e.tpir_at_fpir[rate] for e in (here, there))
+        yield difference(f"TPIR @ {rate}", np.float64(one), np.float64(other))
+
+
 _PROGRAMS = ("jax_arcface", "torch_reference")
 
 CASES = [
@@ -128,6 +176,12 @@ CASES = [
     Case("class means", "evaluation", "float32", 64.0, _class_means, "ulp", ("class_means",)),
     Case("accuracy", "evaluation", "float32", 0.0, _accuracy, "exact", ("accuracy",)),
     Case("mean loss", "evaluation", "float32", 64.0, _mean_loss, "ulp", ("mean_loss",)),
+    Case("drawn pairs", "evaluation", "int64", 0.0, _pairs, "exact", ("draw_pairs",)),
+    *(
+        Case(f"protocol {name}", "evaluation", "float64", 1e-12, functools.partial(_protocol, name))
+        for name in jax_evaluation.PROTOCOLS
+    ),
+    Case("identification in an open set", "evaluation", "float64", 1e-12, _open_set),
     *(
         Case(
             f"digits, trained by {_PROGRAMS[by]}, loaded by both: every test prediction",

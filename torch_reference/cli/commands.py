@@ -8,6 +8,7 @@ import itertools
 import os
 import re
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,8 +21,8 @@ from torch_reference import data
 from torch_reference.cli import runs
 from torch_reference.cli.figures import draw_embeddings
 from torch_reference.cli.progress import Progress, event_writer
-from torch_reference.errors import UserError
-from torch_reference.evaluation import accuracy, metrics
+from torch_reference.errors import UserError, nearest
+from torch_reference.evaluation import PROTOCOLS, accuracy, metrics
 from torch_reference.files import read_npz
 from torch_reference.models import weights
 from torch_reference.models.trained import Model, load_model
@@ -66,19 +67,28 @@ class TrainOptions:
 
 @dataclasses.dataclass(frozen=True)
 class EvaluateOptions:
-    """Prints the accuracy of a run, or of embeddings in an .npz file, and writes it as JSON beside them.
+    """Measures the embeddings of a run, or those in an .npz file, and writes the numbers as JSON beside them.
 
     The loss is that of the classification loss alone, with its whole margin, unless it remembers or draws something.
+    The protocols compare embeddings with each other; where the run held classes out, those of the unseen classes.
     """
 
     run_or_npz: Path = _argument(  # noqa: RUF009
         "RUN_OR_NPZ",
-        "run directory, or .npz file with embeddings [N, D], labels [N], prototypes [C, D] (and a bias [C])",
+        "run directory, or .npz file with embeddings [N, D], labels [N] (and prototypes [C, D] and a bias [C])",
     )
     out: Path | None = option(  # noqa: RUF009
         None, "options", "folder for the JSON file; by default the run's or the .npz file's"
     )
-    split: str = option("test", "options", "split of the run's data set", choices=("test", "train"))
+    protocol: str = option(
+        ",".join(PROTOCOLS), "options", "what to measure beside accuracy and loss, separated by commas, or none"
+    )
+    split: str | None = option(
+        None,
+        "options",
+        "split of the run's data set: test, train or unseen (the classes held out); by default test, and for "
+        "the protocols unseen where there is one",
+    )
     data_dir: str | None = option(None, "options", "folder with the data set's files; by default that of the training")
     device: str | None = option(None, "options", _DEVICE_HELP)
 
@@ -301,19 +311,21 @@ def _device(name: str | None) -> str:
 def evaluate(options: EvaluateOptions) -> int:
     """Accuracy and loss of a run on a split, or the accuracy of embeddings from a file."""
     path = options.run_or_npz
+    _protocols(options)
     if path.suffix == ".npz":
-        if options.split != "test" or options.data_dir is not None:
+        if options.split is not None or options.data_dir is not None:
             raise UserError(f"--split and --data-dir have no effect on {path}, which holds its own examples")
         if options.device is not None:
             raise UserError(f"--device has no effect on {path}, which holds its embeddings")
-        arrays = read_npz(path, ("embeddings", "labels", "prototypes"), optional=("bias",))
+        arrays = read_npz(path, ("embeddings", "labels"), optional=("prototypes", "bias"))
         _check_arrays(path, **arrays)
-        embeddings, labels = arrays.pop("embeddings"), arrays.pop("labels")
-        result = {"examples": len(labels), **metrics.evaluate(metrics.Evaluated(embeddings, labels, arrays))}
+        embedded = metrics.Evaluated(arrays.pop("embeddings"), arrays.pop("labels"), arrays)
+        classified = metrics.evaluate(embedded) if "prototypes" in arrays else {}
+        result = {"examples": len(embedded.labels), **classified, **_measure(embedded, options)}
         target = (options.out or path.parent) / f"{path.stem}.evaluation.json"
     else:
         result = _evaluate_run(path, options)
-        suffix = "" if options.split == "test" else f"-{options.split}"
+        suffix = "" if options.split in (None, "test") else f"-{options.split}"
         target = (options.out or path) / f"evaluation{suffix}.json"
     runs.write_json(target, result)
     print(metrics.shown(result))
@@ -330,11 +342,39 @@ def _evaluate_run(run: Path, options: EvaluateOptions) -> dict[str, Any]:
     dataset = runs.load_dataset(config, options.data_dir)
     if (dataset.image_shape, dataset.class_names) != (model.image_shape, model.class_names):
         raise UserError(f"{config.dataset} has other classes or other images than those {run} was trained on")
-    split = _split(dataset, options.split)
-    embeddings, labels = model.embed(split.images), split.labels
-    step = config.epochs * (len(dataset.train.labels) // config.batch_size)
-    found = metrics.evaluate(metrics.Evaluated(embeddings, labels, model.classes, config.objective, step))
-    return {"dataset": config.dataset, "split": options.split, "examples": len(labels), **found}
+    name = options.split or "test"
+    split = _split(dataset, name)
+    result: dict[str, Any] = {"dataset": config.dataset, "split": name, "examples": len(split.labels)}
+    embedded = metrics.Evaluated(model.embed(split.images), split.labels, {})
+    if name != "unseen":  # classes that the prototypes stand for
+        step = config.epochs * (len(dataset.train.labels) // config.batch_size)
+        embedded = embedded._replace(classes=model.classes, objective=config.objective, step=step)
+        result |= metrics.evaluate(embedded)
+    if options.split is None and dataset.unseen is not None:
+        embedded = metrics.Evaluated(model.embed(dataset.unseen.images), dataset.unseen.labels, {})
+        result |= {"protocol_split": "unseen", "unseen_classes": list(dataset.unseen_names)}
+        result["unseen_examples"] = len(dataset.unseen.labels)
+    return result | _measure(embedded, options)
+
+
+def _protocols(options: EvaluateOptions) -> list[str]:
+    names = [name.strip() for name in options.protocol.split(",")] if options.protocol != "none" else []
+    if unknown := [name for name in names if name not in PROTOCOLS]:
+        raise UserError(f"--protocol knows no {unknown[0]!r}: {nearest(unknown[0], (*PROTOCOLS, 'none'))}")
+    return names
+
+
+def _measure(embedded: metrics.Evaluated, options: EvaluateOptions) -> dict[str, Any]:
+    """Each protocol's numbers. By default, one that is not defined is only said to be missing."""
+    found = {}
+    for name in _protocols(options):
+        try:
+            found[name] = PROTOCOLS[name](embedded)
+        except ValueError as error:
+            if options.protocol != ",".join(PROTOCOLS):
+                raise UserError(f"--protocol {name}: {error}") from None
+            print(f"no {name}: {error}", file=sys.stderr)
+    return found
 
 
 def embed(options: EmbedOptions) -> int:
@@ -376,24 +416,35 @@ def _images_of(options: EmbedOptions, model: Model) -> tuple[np.ndarray, np.ndar
 
 
 def _check_arrays(
-    path: Path, embeddings: np.ndarray, labels: np.ndarray, prototypes: np.ndarray, bias: np.ndarray | None = None
+    path: Path,
+    embeddings: np.ndarray,
+    labels: np.ndarray,
+    prototypes: np.ndarray | None = None,
+    bias: np.ndarray | None = None,
 ) -> None:
-    shapes = f"embeddings {embeddings.shape}, labels {labels.shape}, prototypes {prototypes.shape}"
-    fit = embeddings.ndim == 2 and labels.shape == embeddings.shape[:1] and len(labels) > 0
-    if not fit or prototypes.ndim not in (2, 3) or prototypes.shape[-1] != embeddings.shape[1]:
-        raise UserError(f"{path} holds {shapes}; they must be [N, D], [N] and [C, D] or [C, K, D]")
-    if bias is not None and (prototypes.ndim != 2 or bias.shape != prototypes.shape[:1]):
+    if embeddings.ndim != 2 or labels.shape != embeddings.shape[:1] or len(labels) == 0:
+        raise UserError(f"{path} holds embeddings {embeddings.shape} and labels {labels.shape}, not [N, D] and [N]")
+    if prototypes is not None and (prototypes.ndim not in (2, 3) or prototypes.shape[-1] != embeddings.shape[1]):
         raise UserError(
-            f"{path} holds a bias {bias.shape} for prototypes {prototypes.shape}; it must be [C] for [C, D]"
+            f"{path} holds prototypes {prototypes.shape} for embeddings {embeddings.shape}; they must be [C, D] or "
+            "[C, K, D]"
         )
+    if bias is not None and (prototypes is None or prototypes.ndim != 2 or bias.shape != prototypes.shape[:1]):
+        raise UserError(f"{path} holds a bias {bias.shape}; it must be [C], beside prototypes [C, D]")
     for name, array in (("embeddings", embeddings), ("prototypes", prototypes), ("bias", bias)):
         if array is not None and (array.dtype.kind not in "fiu" or not np.isfinite(array).all()):
             raise UserError(f"{path} has {name} that are not finite numbers")
-    if labels.dtype.kind not in "iu" or labels.min() < 0 or labels.max() >= len(prototypes):
+    if labels.dtype.kind not in "iu":
+        raise UserError(f"{path} has labels that are no whole numbers")
+    if prototypes is not None and (labels.min() < 0 or labels.max() >= len(prototypes)):
         raise UserError(f"{path} has labels other than the whole numbers from 0 to {len(prototypes) - 1}")
 
 
 def _split(dataset: data.Dataset, which: str) -> data.Split:
+    if which == "unseen":
+        if dataset.unseen is None:
+            raise UserError("--split unseen needs a run with --holdout-classes")
+        return dataset.unseen
     if which not in ("train", "test"):
-        raise UserError(f"--split is {which!r}; it must be train or test")
+        raise UserError(f"--split is {which!r}; it must be train, test or unseen")
     return dataset.train if which == "train" else dataset.test

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
@@ -56,11 +57,34 @@ def evaluate(e: Evaluated) -> dict[str, float]:
 
 
 def shown(values: Mapping[str, object]) -> str:
-    """Values as they are printed, a line each, metrics in their format.
+    """Values as they are printed, a line each, metrics in their format, and those of a protocol under its name.
 
-    >>> print(shown({"examples": 359, "accuracy": 0.98}))
-    examples  359
-    accuracy  98.00%
+    >>> print(shown({"examples": 359, "accuracy": 0.98, "retrieval": {"recall_at_k": {"1": 0.5}}}))
+    examples                 359
+    accuracy                 98.00%
+    retrieval
+      recall_at_k 1          0.5000
     """
     formats = {name: form for name, (_, form) in METRICS.items()}
-    return "\n".join(f"{name:<9} {format(value, formats.get(name, ''))}" for name, value in values.items())
+    lines = []
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            lines += [name, *(f"  {key:<22} {_number(number, name)}" for key, number in _flat(value))]
+        else:
+            lines.append(f"{name:<24} {format(value, formats.get(name, ''))}")
+    return "\n".join(lines)
+
+
+def _flat(values: Mapping[str, object]) -> list[tuple[str, object]]:
+    """Keys and values, with `key inner` for those of an inner mapping."""
+    found: list[tuple[str, object]] = []
+    for key, value in values.items():
+        inner = value.items() if isinstance(value, Mapping) else [("", value)]
+        found += [(f"{key} {name}".strip(), one) for name, one in inner]
+    return found
+
+
+def _number(value: object, protocol: str) -> str:
+    if isinstance(value, float):
+        return f"{value:.4f}" + (f" ({math.degrees(value):.2f} degrees)" if protocol == "angles" else "")
+    return "too few pairs" if value is None and protocol == "verification" else "-" if value is None else str(value)

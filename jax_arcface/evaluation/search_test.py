@@ -1,0 +1,91 @@
+"""Retrieval and identification against pytorch-metric-learning, scikit-learn and brute force."""
+
+import numpy as np
+import pytest
+import torch
+from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
+from sklearn.metrics import average_precision_score
+
+from jax_arcface.evaluation.identification import identify
+from jax_arcface.evaluation.pairs_test import clustered
+from jax_arcface.evaluation.retrieval import _decreasing, retrieval
+
+
+def units(x):
+    return x / np.linalg.norm(x, axis=1, keepdims=True)
+
+
+def nearest(query, k, reference, embeddings_come_from_same_source):
+    cosines = query.numpy() @ reference.numpy().T
+    if embeddings_come_from_same_source:
+        np.fill_diagonal(cosines, np.inf)
+    order = np.argsort(-cosines, axis=1, kind="stable")[:, embeddings_come_from_same_source:][:, :k]
+    return torch.tensor(np.take_along_axis(cosines, order, axis=1)), torch.tensor(order)
+
+
+@pytest.mark.parametrize("alone", [True, False])
+def test_retrieval_is_pytorch_metric_learnings(alone):
+    (x, a), (y, b) = clustered(0, 80), clustered(1, 57)
+    found = retrieval(x, a, None if alone else (y, b), block_size=13)
+    names = ("precision_at_1", "r_precision", "mean_average_precision_at_r", "mean_average_precision")
+    calculator = AccuracyCalculator(include=names, k=None, knn_func=nearest)
+    query = torch.tensor(units(x))
+    if alone:
+        expected = calculator.get_accuracy(query, torch.tensor(a))
+    else:
+        expected = calculator.get_accuracy(query, torch.tensor(a), torch.tensor(units(y)), torch.tensor(b))
+    ours = (found.precision_at_1, found.r_precision, found.map_at_r, found.mean_average_precision)
+    np.testing.assert_allclose(ours, [expected[name] for name in names], atol=1e-9)
+
+
+def test_average_precision_is_scikit_learns():
+    (x, a), (y, b) = clustered(0, 40), clustered(1, 57)
+    y, b = y[8:], b[8:]  # scikit-learn counts equal cosines together
+    cosines = units(x) @ units(y).T
+    expected = np.mean([average_precision_score(b == label, row) for label, row in zip(a, cosines, strict=True)])
+    assert retrieval(x, a, (y, b)).mean_average_precision == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_equal_cosines_stand_by_index(dtype):
+    rng = np.random.default_rng(0)
+    scores = rng.integers(-3, 4, (20, 300)).astype(dtype) / 4
+    scores[0, :5] = [-0.0, 0.0, -0.0, 0.0, 0.0]
+    np.testing.assert_array_equal(_decreasing(scores), np.argsort(-scores, axis=1, kind="stable"))
+
+
+def test_recall_votes_and_queries_without_a_reference():
+    references = (np.array([[1.0, 0.0], [1.0, 0.1], [0.0, 1.0]]), [5, 7, 7])
+    found = retrieval(np.array([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]]), [7, 7, 9], references, ks=(1, 2), neighbours=3)
+    assert (found.queries, found.left_out) == (2, 1)
+    assert found.recall_at_k == {1: 0.5, 2: 1.0}
+    # the first query: 5 has 1, and 7 has 1 / sqrt(1.01) and 0; the second: 7 has nearly all
+    assert found.knn_accuracy == 0.5
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_identification_by_brute_force(seed):
+    x, labels = clustered(seed, count=900, classes=12)
+    probes, others = slice(0, 700), slice(700, 900)
+    gallery = labels[others] < 8  # four identities have no entry
+    g, names = x[others][gallery], labels[others][gallery]
+    found = identify((g, names), (x[probes], labels[probes]), fpirs=(0.2, 0.05, 1e-3), block_size=50)
+    cosines = units(x[probes]) @ units(g).T
+    ids = np.unique(names)
+    best = np.stack([cosines[:, names == i].max(axis=1) for i in ids], axis=1)
+    mated = np.isin(labels[probes], ids)
+    own = np.array([best[n, ids == label][0] if m else np.nan for n, (label, m) in enumerate(zip(labels, mated))])  # noqa: B905
+    ranks = np.array([(best[n] >= own[n]).sum() for n in np.flatnonzero(mated)])
+    np.testing.assert_allclose(found.cmc, [(ranks <= r).mean() for r in range(1, len(ids) + 1)], atol=1e-12)
+    top = best[~mated].max(axis=1)
+    for wished in (0.2, 0.05):
+        every = np.unique([*top, *own[mated]])
+        threshold = min([t for t in every if (top >= t).mean() <= wished], default=np.inf)
+        expected = np.mean((ranks == 1) & (own[mated] >= threshold))
+        assert found.tpir_at_fpir[wished] == pytest.approx(expected, abs=1e-12)
+    assert found.tpir_at_fpir[1e-3] is None
+
+
+def test_a_tie_counts_against_the_probe():
+    found = identify((np.array([[1.0, 0.0], [1.0, 0.0]]), [0, 1]), (np.array([[1.0, 0.0]]), [0]))
+    assert (found.rank(1), found.rank(2)) == (0.0, 1.0)
