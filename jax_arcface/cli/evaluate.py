@@ -66,11 +66,11 @@ def table(result: Mapping[str, Any]) -> str:
     """What `evaluation.json` holds, as it is printed: a line for each number, under the name of its protocol.
 
     >>> print(table({"examples": 9, "angles": {"intra": 0.5}, "verification": {"tar_at_far": {"1e-01": None}}}))
-    examples                 9
+    examples                   9
     angles
-      intra                  0.5000 (28.65 degrees)
+      intra                    0.5000 (28.65 degrees)
     verification
-      tar_at_far 1e-01       too few pairs
+      tar_at_far 1e-01         too few pairs
     """
     lines = []
     for name, value in result.items():
@@ -78,10 +78,10 @@ def table(result: Mapping[str, Any]) -> str:
             lines.append(name)
             for key, number in value.items():
                 parts = number.items() if isinstance(number, dict) else [("", number)]
-                lines += [f"  {key} {part}".ljust(24) + f" {_shown(name, key, one)}" for part, one in parts]
+                lines += [f"  {key} {part}".ljust(26) + f" {_shown(name, key, one)}" for part, one in parts]
         else:
             metric = METRICS.get(name)
-            lines.append(f"{name:<24} " + (f"{metric.shown.format(value)}  ({metric.help})" if metric else str(value)))
+            lines.append(f"{name:<26} " + (f"{metric.shown.format(value)}  ({metric.help})" if metric else str(value)))
     return "\n".join(lines)
 
 

@@ -126,6 +126,8 @@ def all_pairs(
     """
     rows, row_labels = _checked(embeddings, labels)
     columns, column_labels = (rows, row_labels) if others is None else _checked(*others)
+    _, small = np.unique(np.concatenate([row_labels, column_labels]), return_inverse=True)  # JAX cuts to 32 bits
+    row_labels, column_labels = small[: len(rows)].astype(np.int32), small[len(row_labels) :].astype(np.int32)
     if rows.shape[1] != columns.shape[1]:
         raise ValueError(f"the embeddings have {rows.shape[1]} and {columns.shape[1]} dimensions")
     product = _in_numpy if rows.dtype == columns.dtype == np.float64 else _block

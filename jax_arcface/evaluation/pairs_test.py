@@ -41,7 +41,7 @@ def test_all_pairs_are_counted_once(block_size):
         np.testing.assert_array_equal(found.scores, expected.scores)
         np.testing.assert_array_equal(found.positives, expected.positives)
         np.testing.assert_array_equal(found.negatives, expected.negatives)
-    single = p.all_pairs(x.astype(np.float32), labels, block_size=block_size)
+    single = p.all_pairs(x.astype(np.float32), labels * 2**32, block_size=block_size)  # labels of more than 32 bits
     assert v.auc(single) == pytest.approx(v.auc(expected), abs=1e-4)
     assert single.positives.sum() == expected.positives.sum()
 

@@ -60,18 +60,18 @@ def shown(values: Mapping[str, object]) -> str:
     """Values as they are printed, a line each, metrics in their format, and those of a protocol under its name.
 
     >>> print(shown({"examples": 359, "accuracy": 0.98, "retrieval": {"recall_at_k": {"1": 0.5}}}))
-    examples                 359
-    accuracy                 98.00%
+    examples                   359
+    accuracy                   98.00%
     retrieval
-      recall_at_k 1          0.5000
+      recall_at_k 1            0.5000
     """
     formats = {name: form for name, (_, form) in METRICS.items()}
     lines = []
     for name, value in values.items():
         if isinstance(value, Mapping):
-            lines += [name, *(f"  {key:<22} {_number(number, name)}" for key, number in _flat(value))]
+            lines += [name, *(f"  {key:<24} {_number(number, name)}" for key, number in _flat(value))]
         else:
-            lines.append(f"{name:<24} {format(value, formats.get(name, ''))}")
+            lines.append(f"{name:<26} {format(value, formats.get(name, ''))}")
     return "\n".join(lines)
 
 
