@@ -149,6 +149,7 @@ class _Unpickler(pickle.Unpickler):
     _ADMITTED: Mapping[tuple[str, str], Any] = types.MappingProxyType(
         {
             ("numpy.core.multiarray", "_reconstruct"): _rebuild,
+            ("numpy._core.multiarray", "_reconstruct"): _rebuild,  # as numpy 2 writes it
             ("numpy", "ndarray"): np.ndarray,
             ("numpy", "dtype"): _dtype,
         }
