@@ -77,7 +77,8 @@ def test_every_flag_sets_the_same_field():
 
 
 @pytest.mark.parametrize(
-    "line", ["", "--epochs 2", "--epochs 2 --scale none", "--dataset digits --loss softmax --epochs 1"]
+    "line",
+    ["", "--embedding-dim 2", "--epochs 2", "--epochs 2 --scale none", "--dataset digits --loss softmax --epochs 1"],
 )
 def test_flags_beside_a_file_mean_the_same(line):
     """Such as the warm-ups, which the flags' number of epochs caps."""

@@ -27,6 +27,22 @@ def test_the_same_recipe(dataset):
         assert here == there, loss
 
 
+@pytest.mark.parametrize("dimension", [2, 3, 4])
+@pytest.mark.parametrize("epochs", [None, 5])
+@pytest.mark.parametrize("dataset", [*jax_config.RECIPES, "some/folder"])
+def test_the_same_recipe_in_few_dimensions(dataset, epochs, dimension):
+    for loss in ("arcface", "softmax", "triplet"):
+        here, there = (dataclasses.asdict(c.recipe(dataset, loss, epochs, dimension)) for c in BOTH)
+        assert here == there, loss
+        assert here == dataclasses.asdict(
+            torch_config.from_dict(
+                {"dataset": dataset, "loss": loss}
+                | {"embedding_dim": dimension}
+                | ({} if epochs is None else {"epochs": epochs})
+            )
+        )
+
+
 # One mistake for each field, and the combinations that have no effect.
 MISTAKES = [
     {"backbone": "resnet2"},

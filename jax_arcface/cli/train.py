@@ -118,6 +118,7 @@ def _defaults(words: Sequence[str]) -> TrainConfig:
     parser.add_argument("--dataset")
     parser.add_argument("--loss")
     parser.add_argument("--epochs", type=int)
+    parser.add_argument("--embedding-dim", type=int)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--resume", action="store_true")
     try:
@@ -127,8 +128,8 @@ def _defaults(words: Sequence[str]) -> TrainConfig:
     if given.resume and given.out is not None and (given.out / "config.json").exists():
         return runs.read_config(given.out)
     if given.config is not None:
-        return configs.read(given.config, given.dataset, given.loss, given.epochs)
-    return configs.recipe(given.dataset or "digits", given.loss or "arcface", given.epochs)
+        return configs.read(given.config, given.dataset, given.loss, given.epochs, given.embedding_dim)
+    return configs.recipe(given.dataset or "digits", given.loss or "arcface", given.epochs, given.embedding_dim)
 
 
 def _check_resumed(given: TrainConfig, run: TrainConfig) -> None:

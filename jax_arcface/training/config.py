@@ -62,7 +62,7 @@ class TrainConfig:
     width: float = 1.0
     """Factor on the backbone's numbers of channels."""
     embedding_dim: int = 128
-    """Dimension D of the embeddings; 2 can be drawn as it is: softmax learns ten classes there, arcface does not."""
+    """Dimension D of the embeddings; 2 and 3 can be drawn as they are, and have training defaults of their own."""
     dropout: float = 0.0
     """Share of features dropped before the embedding's fully connected layer, 0 to 1."""
 
@@ -252,21 +252,36 @@ PHOTOS = TrainConfig(
     flip=True,
 )
 
+# What learns ten classes in two or three dimensions, whatever the loss: measured in docs/losses.md.
+FEW_DIMENSIONS: dict[str, Any] = {
+    **{"optimizer": "adamw", "learning_rate": 0.003},
+    **{"rotate": 0.0, "zoom": 0.0, "shift": 0, "flip": False, "cutout": 0},
+}
 
-def recipe(dataset: str, loss: str = "arcface", epochs: int | None = None) -> TrainConfig:
+
+def recipe(
+    dataset: str, loss: str = "arcface", epochs: int | None = None, embedding_dim: int | None = None
+) -> TrainConfig:
     """The defaults for a data set, a loss and a number of epochs; for a folder of the user's own, `PHOTOS`.
 
-    Both warm-ups take at most a quarter of the epochs, so that rate and margin arrive in a short training, too.
+    Both warm-ups take at most a quarter of the epochs, so that rate and margin arrive in a short training, too. In two
+    or three dimensions (`embedding_dim`) classes have little room to pass each other: see `FEW_DIMENSIONS`.
 
     >>> recipe("mnist", epochs=1).margin_warmup_epochs
     0.25
     """
     defaults = RECIPES.get(dataset) or dataclasses.replace(PHOTOS, dataset=dataset)
     objective = parse(loss)
-    changes: dict[str, Any] = {"epochs": defaults.epochs if epochs is None else epochs}
+    few = embedding_dim is not None and embedding_dim <= 3
+    changes: dict[str, Any] = dict(FEW_DIMENSIONS) if few else {}
+    if embedding_dim is not None:
+        changes["embedding_dim"] = embedding_dim
+    usual = 2 * defaults.epochs if few and dataset == "digits" else defaults.epochs  # digits has few steps an epoch
+    changes["epochs"] = usual if epochs is None else epochs
     longest = changes["epochs"] / 4
     changes["warmup_epochs"] = min(defaults.warmup_epochs, longest)
-    changes["margin_warmup_epochs"] = min(defaults.margin_warmup_epochs, longest) if objective.margins else 0.0
+    margin_warmup = longest if few else min(defaults.margin_warmup_epochs, longest)
+    changes["margin_warmup_epochs"] = margin_warmup if objective.margins else 0.0
     if "subcenter" in objective.names:
         changes["subcenters"] = 3
     if objective.classifier is None:
@@ -280,11 +295,12 @@ def from_dict(
     dataset: str | None = None,
     loss: str | None = None,
     epochs: int | None = None,
+    embedding_dim: int | None = None,
 ) -> TrainConfig:
-    """A configuration from the fields in `values`; the rest are the defaults of its data set, loss and epochs.
+    """A configuration from the fields in `values`; the rest are the defaults for these (`recipe`).
 
-    `dataset` is used where `values` has none. `epochs` replaces that of `values`, and `loss` does too, without the
-    fields of `values` that depend on the loss.
+    `dataset` is used where `values` has none. `epochs` and `embedding_dim` replace those of `values`, and `loss` does
+    too, without the fields of `values` that depend on the loss.
 
     Raises:
       UserError: an unknown field, or a value of the wrong type or out of range; `source` is named.
@@ -304,9 +320,14 @@ def from_dict(
         values = {name: value for name, value in values.items() if name not in OF_THE_LOSS} | {"loss": loss}
     if epochs is not None:
         values = values | {"epochs": epochs}
+    if embedding_dim is not None:
+        values = values | {"embedding_dim": embedding_dim}
     try:
         defaults = recipe(
-            values.get("dataset", dataset or "digits"), values.get("loss", "arcface"), values.get("epochs")
+            values.get("dataset", dataset or "digits"),
+            values.get("loss", "arcface"),
+            values.get("epochs"),
+            values.get("embedding_dim"),
         )
         return dataclasses.replace(defaults, **values)
     except UserError as error:
@@ -325,7 +346,13 @@ def _fits(value: Any, annotation: str) -> bool:
     return isinstance(value, accepted) and (not isinstance(value, bool) or bool in accepted)
 
 
-def read(path: Path, dataset: str | None = None, loss: str | None = None, epochs: int | None = None) -> TrainConfig:
+def read(
+    path: Path,
+    dataset: str | None = None,
+    loss: str | None = None,
+    epochs: int | None = None,
+    embedding_dim: int | None = None,
+) -> TrainConfig:
     """A configuration from a JSON file, such as an old run's `config.json`; the other arguments as in `from_dict`.
 
     Raises:
@@ -333,4 +360,4 @@ def read(path: Path, dataset: str | None = None, loss: str | None = None, epochs
     """
     if path.is_dir():
         path = path / "config.json"
-    return from_dict(read_json(path), str(path), dataset, loss, epochs)
+    return from_dict(read_json(path), str(path), dataset, loss, epochs, embedding_dim)

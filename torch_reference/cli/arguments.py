@@ -158,8 +158,11 @@ def _asked_for(words: Sequence[str]) -> TrainConfig:
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--dataset", nargs="?", default="digits")
     parser.add_argument("--loss", nargs="?", default="arcface")
+    parser.add_argument("--embedding-dim", nargs="?")
     given, _ = parser.parse_known_args(list(words))
-    return configs.recipe(given.dataset or "digits", given.loss or "arcface")
+    asked = given.embedding_dim or ""
+    dimension = int(asked) if asked.isascii() and asked.isdigit() and 2 <= int(asked[:9]) <= 2**16 else None
+    return configs.recipe(given.dataset or "digits", given.loss or "arcface", embedding_dim=dimension)
 
 
 def _config(given: dict[str, Any], options: dict[str, Any]) -> TrainConfig:
@@ -170,11 +173,11 @@ def _config(given: dict[str, Any], options: dict[str, Any]) -> TrainConfig:
         return _resumed(given, options.get("out"))
     if path := options.get("config"):
         values = configs.read_values(path)
-        if "epochs" in given:
-            values["epochs"] = given["epochs"]
+        values |= {name: given[name] for name in ("epochs", "embedding_dim") if name in given}
         start = configs.from_dict(values, str(path), given.get("dataset"), given.get("loss"))
     else:
-        start = configs.recipe(given.get("dataset", "digits"), given.get("loss", "arcface"), given.get("epochs"))
+        named = given.get("dataset", "digits"), given.get("loss", "arcface")
+        start = configs.recipe(*named, given.get("epochs"), given.get("embedding_dim"))
     return dataclasses.replace(start, **given)
 
 
