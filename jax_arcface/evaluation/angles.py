@@ -53,6 +53,8 @@ def angle_statistics(embeddings: ArrayLike, labels: ArrayLike, prototypes: Array
     centres = unit(sums)
     w_ec = w_inter = None
     if prototypes is not None:
+        if classes[0] < 0 or classes[-1] >= len(np.asarray(prototypes)):
+            raise ValueError(f"labels must lie in [0, {len(np.asarray(prototypes))}), one for each prototype")
         shaped = np.asarray(prototypes, np.float64)[classes]
         shaped = unit(shaped.reshape(-1, shaped.shape[-1])).reshape(len(classes), -1, shaped.shape[-1])
         cosines = np.einsum("ckd,cd->ck", shaped, centres)
@@ -70,6 +72,8 @@ def target_angles(embeddings: ArrayLike, labels: ArrayLike, prototypes: ArrayLik
     """
     units, shaped = unit(embeddings).astype(np.float64), np.asarray(prototypes, np.float64)
     shaped = shaped.reshape(len(shaped), -1, shaped.shape[-1])
+    if np.min(labels) < 0 or np.max(labels) >= len(shaped):
+        raise ValueError(f"labels must lie in [0, {len(shaped)}), one for each prototype")
     units_of = unit(shaped.reshape(-1, shaped.shape[-1])).reshape(shaped.shape)[np.asarray(labels)]
     return _angle(np.einsum("nkd,nd->nk", units_of, units).max(axis=1))
 

@@ -14,7 +14,7 @@ class Health:
 
     Args:
       examples, dimensions: N and D.
-      non_finite, zeros: embeddings with a value that is not finite, and of length 0. The rest is about the others.
+      non_finite: embeddings with a value that is not finite; the rest is about the others. zeros: those of length 0.
       effective_rank: the participation ratio (sum l)^2 / sum l^2 of the covariance's eigenvalues l, from 1 to D.
       collapsed_dimensions: eigenvalues below 1e-6 of the largest.
       norm_mean, norm_std, norm_min, norm_max: of the embeddings' lengths.

@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 from numpy.typing import ArrayLike
 
-from jax_arcface.evaluation.pairs import unit
+from jax_arcface.evaluation.pairs import cosines64, unit64
 from jax_arcface.evaluation.verification import FEWEST_ACCEPTS
 
 
@@ -41,10 +41,10 @@ def identify(
 ) -> Identification:
     """Searches for each probe in the gallery.
 
-    An identity's score is the largest cosine of its gallery entries with the probe. A mated probe's rank is 1 plus the
-    number of other identities that score at least as high as its own: ties count against it. Open set: the threshold is
-    the lowest score at which the share of unmated probes that some identity reaches (FPIR) is at most the wished one;
-    TPIR is the share of mated probes of rank 1 whose score reaches it.
+    An identity's score is the largest cosine (`cosines64`) of its gallery entries with the probe. A mated probe's rank
+    is 1 plus the number of other identities that score at least as high as its own: ties count against it. Open set:
+    the threshold is the lowest score at which the share of unmated probes that some identity reaches (FPIR) is at most
+    the wished one; TPIR is the share of mated probes of rank 1 whose score reaches it.
 
     Args:
       gallery, probes: embeddings [G, D] and integer labels [G].
@@ -61,6 +61,8 @@ def identify(
     (0.5, 1.0)
     """
     (entries, names), (asked, labels) = (_side(*gallery), _side(*probes))
+    if entries.shape[1] != asked.shape[1]:
+        raise ValueError(f"the embeddings have {entries.shape[1]} and {asked.shape[1]} dimensions")
     identities, owner = np.unique(names, return_inverse=True)
     order = np.argsort(owner, kind="stable")
     entries, starts = entries[order], np.searchsorted(owner[order], np.arange(len(identities)))
@@ -71,7 +73,7 @@ def identify(
     ranks, tops, best = np.zeros(len(asked), int), np.zeros(len(asked)), np.zeros(len(asked))
     for start in range(0, len(asked), block_size):
         rows = slice(start, start + block_size)
-        scores = np.maximum.reduceat(asked[rows] @ entries.T, starts, axis=1)
+        scores = np.maximum.reduceat(cosines64(asked[rows], entries), starts, axis=1)
         tops[rows] = scores.max(axis=1)
         of_own = np.take_along_axis(scores, np.where(mated[rows], own[rows], 0)[:, None], axis=1)
         best[rows], ranks[rows] = of_own[:, 0], (scores >= of_own).sum(axis=1)
@@ -103,7 +105,7 @@ def first_of_each(labels: ArrayLike) -> np.ndarray:
 
 
 def _side(embeddings: ArrayLike, labels: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
-    units, labels = unit(embeddings), np.asarray(labels)
+    units, labels = unit64(embeddings), np.asarray(labels)
     if labels.shape != units.shape[:1]:
         raise ValueError(f"there are {len(units)} embeddings, but labels {list(labels.shape)}")
     return units, labels

@@ -89,6 +89,22 @@ def unit(embeddings: ArrayLike) -> np.ndarray:
     return found / np.linalg.norm(found, axis=1, keepdims=True)
 
 
+ROUNDED = 2.0**40
+
+
+def unit64(embeddings: ArrayLike) -> np.ndarray:
+    """`unit` in float64."""
+    return unit(np.asarray(embeddings).astype(np.float64))
+
+
+def cosines64(rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """Cosines of float64 unit vectors, rounded to multiples of 2**-40: float64 [B, M].
+
+    A matrix product adds in an order that depends on where a vector stands; rounded, equal vectors have equal cosines.
+    """
+    return np.rint(np.clip(rows @ columns.T, -1, 1) * ROUNDED) / ROUNDED
+
+
 def pair_scores(embeddings: ArrayLike, pairs: Pairs) -> np.ndarray:
     """The cosine of each pair of embeddings [N, D]: float64 [P].
 
@@ -133,14 +149,23 @@ def all_pairs(
     product = _in_numpy if rows.dtype == columns.dtype == np.float64 else _block
     bins = 2 * STEPS + 1
     counts = np.zeros(2 * bins, np.int64)
+
+    def count(found: Array | np.ndarray, is_diagonal: bool) -> None:
+        steps = np.asarray(found)
+        counted = steps[np.triu_indices(len(steps), 1)] if is_diagonal else steps.ravel()
+        np.add(counts, np.bincount(counted, minlength=2 * bins), out=counts)
+
+    pending = None  # JAX computes a block while the one before is counted
     for top in range(0, len(rows), block_size):
         here = slice(top, top + block_size)
         for left in range(0 if others is not None else top, len(columns), block_size):
             there = slice(left, left + block_size)
-            found = np.asarray(product(rows[here], columns[there], row_labels[here], column_labels[there]))
-            if others is None and left == top:
-                found = found[np.triu_indices(len(found), 1)]
-            counts += np.bincount(found.ravel(), minlength=2 * bins)
+            found = product(rows[here], columns[there], row_labels[here], column_labels[there])
+            if pending is not None:
+                count(*pending)
+            pending = found, others is None and left == top
+    if pending is not None:
+        count(*pending)
     negatives, positives = counts[:bins][::-1], counts[bins:][::-1]
     held = np.flatnonzero(negatives + positives)
     return checked(Tally((STEPS - held) / STEPS, positives[held], negatives[held]))

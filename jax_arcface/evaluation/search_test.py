@@ -46,12 +46,25 @@ def test_average_precision_is_scikit_learns():
     assert retrieval(x, a, (y, b)).mean_average_precision == pytest.approx(expected, abs=1e-12)
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_equal_cosines_stand_by_index(dtype):
+def test_equal_cosines_stand_by_index():
     rng = np.random.default_rng(0)
-    scores = rng.integers(-3, 4, (20, 300)).astype(dtype) / 4
-    scores[0, :5] = [-0.0, 0.0, -0.0, 0.0, 0.0]
+    scores = rng.integers(-3, 4, (20, 300)) / 4.0
+    scores[0, :5] = [-0.0, 0.0, -1.0, 1.0, 0.0]
     np.testing.assert_array_equal(_decreasing(scores), np.argsort(-scores, axis=1, kind="stable"))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_duplicates_tie_wherever_they_stand(dtype):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(9, 512)).astype(dtype)
+    probes = x[rng.integers(0, 9, 40)] + rng.normal(size=(40, 512)).astype(dtype)
+    gallery = np.concatenate([x, x])  # each under two names
+    for block_size in (1, 7, 64):
+        found = identify((gallery, np.arange(18)), (probes, rng.integers(0, 18, 40)), block_size=block_size)
+        assert found.rank(1) == 0
+    twice = np.concatenate([probes, probes])
+    one, other = (retrieval(twice, np.arange(80) % 10, block_size=size) for size in (1, 64))
+    assert (one.map_at_r, one.knn_accuracy) == pytest.approx((other.map_at_r, other.knn_accuracy), abs=1e-14)
 
 
 def test_recall_votes_and_queries_without_a_reference():

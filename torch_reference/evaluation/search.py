@@ -25,6 +25,16 @@ class Retrieval(NamedTuple):
     left_out: int
 
 
+def directions(embeddings: Array) -> Tensor:
+    """Unit vectors in float64."""
+    return unit(torch.as_tensor(embeddings).double())
+
+
+def cosine(rows: Tensor, columns: Tensor) -> Tensor:
+    """Cosines [B, M] of float64 unit vectors to 2**-40, so that equal vectors have equal ones."""
+    return ((rows @ columns.T).clamp(-1, 1) * 2.0**40).round() / 2.0**40
+
+
 def retrieval(
     embeddings: Array,
     labels: Array,
@@ -51,13 +61,13 @@ def retrieval(
     >>> retrieval(x, torch.tensor([0, 0, 1, 1])).precision_at_1
     1.0
     """
-    x, y = unit(embeddings), torch.as_tensor(labels)
-    z, classes = (x, y) if references is None else (unit(references[0]), torch.as_tensor(references[1]))
+    x, y = directions(embeddings), torch.as_tensor(labels)
+    z, classes = (x, y) if references is None else (directions(references[0]), torch.as_tensor(references[1]))
     names, of_reference = classes.unique(return_inverse=True)
     values: dict[str, list[Tensor]] = {name: [] for name in ("first", "rp", "mapr", "ap", "knn")}
     found: dict[int, list[Tensor]] = {k: [] for k in ks}
     for start in range(0, len(x), block_size):
-        cosines, own = x[start : start + block_size] @ z.T, y[start : start + block_size]
+        cosines, own = cosine(x[start : start + block_size], z), y[start : start + block_size]
         if references is None:  # an example is not its own neighbour
             cosines[torch.arange(len(own)), torch.arange(start, start + len(own))] = -torch.inf
         order = cosines.argsort(dim=1, descending=True, stable=True)[:, : len(z) - (references is None)]
@@ -133,9 +143,9 @@ def identify(
     Raises:
       ValueError: no probe that the gallery has, or embeddings without a direction.
     """
-    (g, names), (p, labels) = ((unit(x), torch.as_tensor(y)) for x, y in (gallery, probes))
+    (g, names), (p, labels) = ((directions(x), torch.as_tensor(y)) for x, y in (gallery, probes))
     identities = names.unique()
-    cosines = p @ g.T
+    cosines = cosine(p, g)
     scores = torch.stack([cosines[:, names == one].amax(dim=1) for one in identities], dim=1).double()
     mated = torch.isin(labels, identities)
     if not mated.any():
