@@ -1,6 +1,8 @@
 # make train     trains ArcFace (ARGS="--dataset mnist" passes flags on)
 # make test      checks style and types and runs the tests, without the exhaustive ones marked `slow`
 # make test-all  runs the tests marked `slow`: with `make test`, all of them
+# make report     writes figures/report.pdf (ARGS='--author "Philip Mark" --id 0123456')
+# make submission writes the zip to hand in (ARGS="--last mark --first philip --id 0123456")
 # make clean     removes the environment and what the tests have compiled
 #
 # PYTHON=python3.13 takes another interpreter, in an environment of its own.
@@ -12,7 +14,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 # One thread a process: as many processes as cores run at once.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist worksteal
 
-.PHONY: train test test-all clean
+.PHONY: train test test-all report submission clean
 
 train: $(VENV)/.train-ready
 	$(BIN)/python -m jax_arcface train $(ARGS)
@@ -25,6 +27,12 @@ test: $(VENV)/.test-ready
 
 test-all: $(VENV)/.test-ready
 	$(PYTEST) -m slow $(ARGS)
+
+report: $(VENV)/.report-ready
+	$(BIN)/python -m experiments report $(ARGS)
+
+submission: $(VENV)/.report-ready
+	$(BIN)/python -m experiments submit $(ARGS)
 
 clean:
 	rm -rf $(VENV) .cache
@@ -40,3 +48,7 @@ $(VENV)/.train-ready: pyproject.toml setup.py jax_arcface/cpu/onednn.cc $(CONSTR
 $(VENV)/.test-ready: pyproject.toml setup.py jax_arcface/cpu/onednn.cc torch_reference/pyproject.toml $(CONSTRAINTS) | $(VENV)/bin/python
 	$(PIP) --editable ".[test]" --editable "./torch_reference[figures,tensorboard]"
 	touch $@ $(VENV)/.train-ready
+
+$(VENV)/.report-ready: pyproject.toml setup.py torch_reference/pyproject.toml $(CONSTRAINTS) | $(VENV)/bin/python
+	$(PIP) --editable ".[report]" --editable "./torch_reference[figures]"
+	touch $@

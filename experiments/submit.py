@@ -39,7 +39,8 @@ Python 3.11 or later and no JAX. In this folder:
     python -m torch_reference train --dataset cifar10      # downloads CIFAR-10
 
 `--data-dir FOLDER` reads MNIST and CIFAR-10 in torchvision's layout instead. Each run writes its configuration, curves,
-weights and a picture of its embeddings to a folder below `runs/`; `python -m torch_reference --help` lists the commands.
+weights and a picture of its embeddings to a folder below `runs/`; `python -m torch_reference --help` lists
+the commands.
 
 `jax_arcface` is the same in JAX, `parity_tests` compares the two, `experiments` makes the figures and the report.
 `README.md` describes them.

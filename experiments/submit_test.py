@@ -71,3 +71,26 @@ def test_what_is_in_the_zip_trains_without_jax(unpacked):
     assert (unpacked / f"{unpacked.name}.pdf").exists()
     assert list((unpacked / "figures").glob("*.png"))
     _train(unpacked, "--width", "0.25")
+
+
+@pytest.mark.slow
+def test_what_is_in_the_zip_trains_on_a_slice_of_mnist(unpacked):
+    folder = os.environ.get("ARCFACE_DATA_DIR")
+    if not folder:
+        pytest.skip("needs MNIST below ARCFACE_DATA_DIR")
+    program = (
+        "import torch; from torch_reference import *; from torch_reference.data import load\n"
+        "data = load('mnist')\n"
+        "images = torch.as_tensor(data.train.images[:512]).float().permute(0, 3, 1, 2) / 255\n"
+        "labels = torch.as_tensor(data.train.labels[:512]).long()\n"
+        "net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(784, 16))\n"
+        "head = Head(arcface(m=0.3, scale=16.0), embedding_dim=16, num_classes=10)\n"
+        "batches = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(images, labels), batch_size=64)\n"
+        "weights = [*net.parameters(), *head.parameters()]\n"
+        "fit(net, head, torch.optim.SGD(weights, 0.05), batches, epochs=1)\n"
+    )
+    (unpacked / "sitecustomize.py").write_text(_NO_JAX)
+    environment = {**os.environ, "PYTHONPATH": str(unpacked), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, cwd=unpacked, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -14,9 +14,10 @@ import json
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Literal
 
 from experiments._arguments import Parser, UserError, check_can_be_written
-from experiments.report.contents import ROOT, contents
+from experiments.report.contents import ROOT, gather
 
 HERE = Path(__file__).parent
 
@@ -37,17 +38,18 @@ def write(out: Path, *, author: str = "", student_id: str = "", date: str = "", 
         import typst
     except ImportError:
         raise UserError('the report needs typst: pip install --editable ".[report]"') from None
-    found = contents(quick)
+    found = gather(quick)
     found |= {"author": author, "student_id": student_id, "date": date or datetime.date.today().isoformat()}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         for file in HERE.glob("*.typ"):
             shutil.copy(file, folder)
-        for figure in found["figures"]:
-            shutil.copy(ROOT / "figures" / f"{figure['name']}.png", folder)
+        pictures = [figure["name"] for figure in found["figures"]] + ["parity_trajectory"] * found["trajectory"]
+        for picture in pictures:
+            shutil.copy(ROOT / "figures" / f"{picture}.png", folder)
         (folder / "data.json").write_text(json.dumps(found))
-        kind = "png" if out.suffix == ".png" else "pdf"
-        typst.compile(str(folder / "report.typ"), output=str(out), format=kind, root=name, ppi=80)
+        kind: Literal["pdf", "png"] = "png" if out.suffix == ".png" else "pdf"
+        typst.compile(str(folder / "report.typ"), output=str(out), format=kind, root=name, ppi=110)
 
 
 def main(words: list[str]) -> int:

@@ -21,6 +21,7 @@ LOSSES = {
     "softmax": "softmax", "norm_softmax": "normalised softmax", "sphereface": "SphereFace", "cosface": "CosFace",
     "arcface": "ArcFace", "triplet": "triplet",
 }  # fmt: skip
+DATASETS = {"digits": "digits", "mnist": "MNIST", "cifar10": "CIFAR-10"}
 # The figures of the assignment; one that has not been made stands in the report as "not run".
 FIGURES = (
     "worked_example", "pipeline", "geometry", "toy_2d", "target_logit", "decision_margin", "loss_comparison",
@@ -29,7 +30,7 @@ FIGURES = (
 )  # fmt: skip
 
 
-def contents(quick: bool = False, root: Path = ROOT) -> dict[str, Any]:
+def gather(quick: bool = False, root: Path = ROOT) -> dict[str, Any]:
     """All that the template reads."""
     made, missing = _figures(root / "figures")
     rows = runs(root / "runs" / "experiments")
@@ -38,10 +39,11 @@ def contents(quick: bool = False, root: Path = ROOT) -> dict[str, Any]:
         "figures": made,
         "not_run": missing,
         "tables": [
-            {"dataset": dataset, "held_out": held_out, "rows": _table(rows, dataset, held_out)}
+            {"title": DATASETS[dataset], "held_out": held_out, "rows": _table(rows, dataset, held_out)}
             for dataset in datasets
             for held_out in ("", "7,8,9")
         ],
+        "trajectory": (root / "figures/parity_trajectory.png").exists(),
         "parity": parity(root / "README.md"),
         "steps": [_steps(file) for file in sorted((root / "experiments/bench/results").glob("step-*.json"))],
         "excerpt": _function(root / "torch_reference/losses/arcface.py", "arcface_loss"),
