@@ -15,6 +15,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 from experiments._arguments import read_json
+from experiments.runs import HELD_OUT
 
 ROOT = Path(__file__).parents[2]
 LOSSES = {
@@ -41,7 +42,7 @@ def gather(quick: bool = False, root: Path = ROOT) -> dict[str, Any]:
         "tables": [
             {"title": DATASETS[dataset], "held_out": held_out, "rows": _table(rows, dataset, held_out)}
             for dataset in datasets
-            for held_out in ("", "7,8,9")
+            for held_out in ("", HELD_OUT[dataset])
         ],
         "trajectory": (root / "figures/parity_trajectory.png").exists(),
         "parity": parity(root / "README.md"),
