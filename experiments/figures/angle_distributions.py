@@ -2,7 +2,7 @@
 
 Shows the distribution of the angle over all pairs of test images of the three classes that were held out, under
 softmax, CosFace, ArcFace and triplet loss, with the equal error rate. Costs some seconds, besides four runs. Reached on
-digits with one seed: equal error rates of 34 to 41 %; digits that the network has never seen are far from separated.
+MNIST with one seed: equal error rates of 22 (ArcFace) to 25 % (softmax), on digits of 34 to 41 %.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Confusion matrices of softmax and ArcFace.
 
 Shows how many test images of each class were taken for each other class. Costs a second, besides two runs. Reached on
-digits: 11 of 359 images wrong with softmax, 6 with ArcFace.
+MNIST with one seed: 60 of 10,000 images wrong with softmax, 49 with ArcFace; on digits 11 and 6 of 359.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Test embeddings in two dimensions: by PCA and by t-SNE, under softmax, CosFace and ArcFace.
 
 Shows up to 2,000 embeddings of unit length. Costs half a minute, besides three runs. Reached: t-SNE separates the
-classes under every loss, so it says little about which loss is better; PCA shows a third of the variance.
+classes under every loss, so it says little about which loss is better; PCA shows 27 to 41 % of the variance.
 """
 
 from __future__ import annotations

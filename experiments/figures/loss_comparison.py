@@ -3,7 +3,8 @@
 Shows the accuracy on ten known classes; and, with three classes held out, the verification of their test images:
 accuracy by LFW's protocol, true accept rate at a false accept rate of 1 %, MAP@R. A point for each seed, its mean, and
 the paired difference of verification accuracy to normalised softmax with a 95 % interval. Costs a minute, besides 36
-runs. Reached: see the caption, which counts the losses whose interval excludes zero.
+runs. Reached on MNIST: 99.35 (normalised softmax) to 99.53 % (CosFace) on known classes; on unseen ones 75 to 78 %,
+with no difference to normalised softmax that three seeds can tell from zero.
 """
 
 from __future__ import annotations
@@ -127,7 +128,7 @@ def caption(found: Numbers) -> str:
     elif differing:
         told = f"the interval excludes zero for {', '.join(differing)}"
     else:
-        told = "no interval excludes zero: these data do not tell the losses apart"
+        told = "no interval excludes zero: by verification these runs do not tell the losses apart"
     parts = ", ".join(
         f"{_style.TITLES[loss]} {fmean(kept['verification']):.1f}" for loss, kept in found["losses"].items()
     )

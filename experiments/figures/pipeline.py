@@ -1,8 +1,8 @@
 """The paper's figure 2: how ArcFace computes its loss, with the numbers of one test image.
 
 Shows an image, its normalised embedding, the cosines to all prototypes, what the margin does to the target's angle, the
-scaled logits and the softmax. Costs a second, besides an ArcFace run. Reached on digits: a rightly classified image
-whose loss would be 0.0001 without the margin has a loss of 0.023 with it, which goes on moving its embedding.
+scaled logits and the softmax. Costs a second, besides an ArcFace run. Reached on digits: a rightly classified image,
+far from its prototype, whose loss would be 0.0033 without the margin, has a loss of 1.4 with it.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def numbers(study: Study) -> Numbers:
     own = np.degrees(np.arccos(np.clip(cosines[rows, e.labels], -1, 1)))
     right = cosines.argmax(axis=1) == e.labels
     # rather far from its prototype, and still classified rightly
-    index = int(np.argmin(np.where(right, np.abs(own - np.percentile(own, 90)), np.inf)))
+    index = int(np.argmin(np.where(right, np.abs(own - np.percentile(own, 99)), np.inf)))
     image = dataset_of(run).test.images[index]
     return {
         "dataset": study.dataset,
@@ -138,7 +138,7 @@ def draw(found: Numbers) -> Picture:
     axes = figure.add_axes((0.885, bottom, 0.1, high))
     _bars(axes, found["probabilities"], names, colours)
     title(0.935, "Softmax")
-    note(0.935, f"loss {found['loss']:.3f}\n({found['loss_without_margin']:.4f} without)")
+    note(0.935, f"loss {found['loss']:.2g}\n({found['loss_without_margin']:.2g} without)")
     return figure
 
 
@@ -193,7 +193,7 @@ def caption(found: Numbers) -> str:
         f"of {_style.DATASETS[found['dataset']]} in a trained network. Embedding and prototypes are normalised, so "
         f"that a logit is a cosine; the margin m = {found['m']:g} rad is added to the target's angle, here "
         f"{found['theta']:.1f} degrees; the scale s = {found['scale']:g} follows, then the softmax. The loss is "
-        f"{found['loss']:.3f}; without the margin it would be {found['loss_without_margin']:.4f}."
+        f"{found['loss']:.2g}; without the margin it would be {found['loss_without_margin']:.2g}."
     )
 
 
