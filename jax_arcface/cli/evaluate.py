@@ -15,7 +15,7 @@ from jax_arcface import data
 from jax_arcface.cli import runs
 from jax_arcface.cli.arguments import Parser
 from jax_arcface.errors import UserError, nearest
-from jax_arcface.evaluation import METRICS, PROTOCOLS, Embedded, evaluate, run_protocols
+from jax_arcface.evaluation import METRICS, PROTOCOLS, Embedded, evaluate
 from jax_arcface.files import read_npz
 from jax_arcface.models.trained import load_model
 
@@ -78,14 +78,14 @@ def table(result: Mapping[str, Any]) -> str:
             lines.append(name)
             for key, number in value.items():
                 parts = number.items() if isinstance(number, dict) else [("", number)]
-                lines += [f"  {key} {part}".ljust(26) + f" {_shown(name, key, one)}" for part, one in parts]
+                lines += [f"  {key} {part}".ljust(26) + f" {_shown(name, one)}" for part, one in parts]
         else:
             metric = METRICS.get(name)
             lines.append(f"{name:<26} " + (f"{metric.shown.format(value)}  ({metric.help})" if metric else str(value)))
     return "\n".join(lines)
 
 
-def _shown(protocol: str, name: str, value: Any) -> str:
+def _shown(protocol: str, value: Any) -> str:
     if value is None:
         return "too few pairs" if protocol == "verification" else "-"
     if not isinstance(value, float):
@@ -107,7 +107,7 @@ def _run_protocols(embedded: Embedded, options: Options) -> dict[str, dict[str, 
     found: dict[str, dict[str, Any]] = {}
     for name in _protocols(options):
         try:
-            found |= run_protocols(embedded, [name])
+            found[name] = PROTOCOLS[name](embedded)
         except ValueError as error:
             if options.protocol != Options.protocol:
                 raise UserError(f"--protocol {name}: {error}") from None

@@ -5,8 +5,8 @@ from jax_arcface.evaluation.angles import angle_statistics, target_angles
 from jax_arcface.evaluation.health import health
 from jax_arcface.evaluation.identification import identify
 from jax_arcface.evaluation.metrics import METRICS, Embedded, evaluate
-from jax_arcface.evaluation.pairs import all_pairs, draw_pairs, pair_scores
-from jax_arcface.evaluation.protocols import PROTOCOLS, run_protocols
+from jax_arcface.evaluation.pairs import all_pairs, angle_histogram, draw_pairs, pair_scores
+from jax_arcface.evaluation.protocols import PROTOCOLS
 from jax_arcface.evaluation.retrieval import clusters, retrieval
 from jax_arcface.evaluation.verification import auc, cross_validated, eer, roc, tally, tar_at_far, verify
 
@@ -16,6 +16,7 @@ __all__ = [
     "Embedded",
     "accuracy",
     "all_pairs",
+    "angle_histogram",
     "angle_statistics",
     "auc",
     "class_means",
@@ -31,7 +32,6 @@ __all__ = [
     "predict",
     "retrieval",
     "roc",
-    "run_protocols",
     "tally",
     "tar_at_far",
     "target_angles",

@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 from numpy.typing import ArrayLike
 
-from jax_arcface.evaluation.pairs import unit
+from jax_arcface.evaluation.pairs import labelled, unit
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,9 +42,7 @@ def angle_statistics(embeddings: ArrayLike, labels: ArrayLike, prototypes: Array
     >>> angle_statistics(x, [0, 1], x).inter == np.pi / 2
     True
     """
-    units, labels = unit(embeddings).astype(np.float64), np.asarray(labels)
-    if labels.shape != units.shape[:1]:
-        raise ValueError(f"there are {len(units)} embeddings, but labels {list(labels.shape)}")
+    units, labels = labelled(embeddings, labels, _unit)
     classes, where = np.unique(labels, return_inverse=True)
     if len(classes) < 2:
         raise ValueError("angles between classes need at least two classes")
@@ -53,10 +51,7 @@ def angle_statistics(embeddings: ArrayLike, labels: ArrayLike, prototypes: Array
     centres = unit(sums)
     w_ec = w_inter = None
     if prototypes is not None:
-        if classes[0] < 0 or classes[-1] >= len(np.asarray(prototypes)):
-            raise ValueError(f"labels must lie in [0, {len(np.asarray(prototypes))}), one for each prototype")
-        shaped = np.asarray(prototypes, np.float64)[classes]
-        shaped = unit(shaped.reshape(-1, shaped.shape[-1])).reshape(len(classes), -1, shaped.shape[-1])
+        shaped = _directions(prototypes, classes)
         cosines = np.einsum("ckd,cd->ck", shaped, centres)
         nearest = shaped[np.arange(len(classes)), cosines.argmax(axis=1)]
         w_ec, w_inter = float(_angle(cosines.max(axis=1)).mean()), _to_nearest(nearest)
@@ -70,12 +65,21 @@ def target_angles(embeddings: ArrayLike, labels: ArrayLike, prototypes: ArrayLik
     >>> target_angles(np.array([[0.0, 2.0]]), [0], np.array([[1.0, 0.0]])).round(4).tolist()
     [1.5708]
     """
-    units, shaped = unit(embeddings).astype(np.float64), np.asarray(prototypes, np.float64)
-    shaped = shaped.reshape(len(shaped), -1, shaped.shape[-1])
-    if np.min(labels) < 0 or np.max(labels) >= len(shaped):
-        raise ValueError(f"labels must lie in [0, {len(shaped)}), one for each prototype")
-    units_of = unit(shaped.reshape(-1, shaped.shape[-1])).reshape(shaped.shape)[np.asarray(labels)]
-    return _angle(np.einsum("nkd,nd->nk", units_of, units).max(axis=1))
+    units, labels = labelled(embeddings, labels, _unit)
+    classes, where = np.unique(labels, return_inverse=True)
+    return _angle(np.einsum("nkd,nd->nk", _directions(prototypes, classes)[where], units).max(axis=1))
+
+
+def _unit(embeddings: ArrayLike) -> np.ndarray:
+    return unit(embeddings).astype(np.float64)
+
+
+def _directions(prototypes: ArrayLike, classes: np.ndarray) -> np.ndarray:
+    """Unit prototypes of some classes, in rising order, with an axis for sub-centres: [C', K, D]."""
+    rows = np.asarray(prototypes, np.float64)
+    if classes[0] < 0 or classes[-1] >= len(rows):
+        raise ValueError(f"labels must lie in [0, {len(rows)}), one for each prototype")
+    return unit(rows[classes].reshape(-1, rows.shape[-1])).reshape(len(classes), -1, rows.shape[-1])
 
 
 def _to_nearest(units: np.ndarray) -> float:

@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 from numpy.typing import ArrayLike
 
-from jax_arcface.evaluation.pairs import cosines64, unit64
+from jax_arcface.evaluation.pairs import check_dimensions, cosines64, labelled, unit64
 from jax_arcface.evaluation.verification import FEWEST_ACCEPTS
 
 
@@ -60,9 +60,8 @@ def identify(
     >>> found.rank(1), found.rank(2)
     (0.5, 1.0)
     """
-    (entries, names), (asked, labels) = (_side(*gallery), _side(*probes))
-    if entries.shape[1] != asked.shape[1]:
-        raise ValueError(f"the embeddings have {entries.shape[1]} and {asked.shape[1]} dimensions")
+    (entries, names), (asked, labels) = (labelled(*side, unit64) for side in (gallery, probes))
+    check_dimensions(entries, asked)
     identities, owner = np.unique(names, return_inverse=True)
     order = np.argsort(owner, kind="stable")
     entries, starts = entries[order], np.searchsorted(owner[order], np.arange(len(identities)))
@@ -102,10 +101,3 @@ def first_of_each(labels: ArrayLike) -> np.ndarray:
     mask = np.zeros(len(labels), bool)
     mask[np.unique(labels, return_index=True)[1]] = True
     return mask
-
-
-def _side(embeddings: ArrayLike, labels: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
-    units, labels = unit64(embeddings), np.asarray(labels)
-    if labels.shape != units.shape[:1]:
-        raise ValueError(f"there are {len(units)} embeddings, but labels {list(labels.shape)}")
-    return units, labels

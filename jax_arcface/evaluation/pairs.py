@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -89,6 +90,22 @@ def unit(embeddings: ArrayLike) -> np.ndarray:
     return found / np.linalg.norm(found, axis=1, keepdims=True)
 
 
+def labelled(
+    embeddings: ArrayLike, labels: ArrayLike, normalise: Callable[[ArrayLike], np.ndarray] = unit
+) -> tuple[np.ndarray, np.ndarray]:
+    """The unit embeddings [N, D] and their labels [N]; ValueError where there is not one label for each."""
+    units, labels = normalise(embeddings), np.asarray(labels)
+    if labels.shape != units.shape[:1]:
+        raise ValueError(f"there are {len(units)} embeddings, but labels {list(labels.shape)}")
+    return units, labels
+
+
+def check_dimensions(one: np.ndarray, other: np.ndarray) -> None:
+    """Raises ValueError where two sets of embeddings, [N, D] and [M, D'], differ in D."""
+    if one.shape[1] != other.shape[1]:
+        raise ValueError(f"the embeddings have {one.shape[1]} and {other.shape[1]} dimensions")
+
+
 ROUNDED = 2.0**40
 
 
@@ -140,12 +157,11 @@ def all_pairs(
     >>> auc(all_pairs(np.array([[1.0, 0.0], [1.0, 0.1], [0.0, 1.0]]), [0, 0, 1]))
     1.0
     """
-    rows, row_labels = _checked(embeddings, labels)
-    columns, column_labels = (rows, row_labels) if others is None else _checked(*others)
+    rows, row_labels = labelled(embeddings, labels)
+    columns, column_labels = (rows, row_labels) if others is None else labelled(*others)
     _, small = np.unique(np.concatenate([row_labels, column_labels]), return_inverse=True)  # JAX cuts to 32 bits
     row_labels, column_labels = small[: len(rows)].astype(np.int32), small[len(row_labels) :].astype(np.int32)
-    if rows.shape[1] != columns.shape[1]:
-        raise ValueError(f"the embeddings have {rows.shape[1]} and {columns.shape[1]} dimensions")
+    check_dimensions(rows, columns)
     product = _in_numpy if rows.dtype == columns.dtype == np.float64 else _block
     bins = 2 * STEPS + 1
     counts = np.zeros(2 * bins, np.int64)
@@ -169,13 +185,6 @@ def all_pairs(
     negatives, positives = counts[:bins][::-1], counts[bins:][::-1]
     held = np.flatnonzero(negatives + positives)
     return checked(Tally((STEPS - held) / STEPS, positives[held], negatives[held]))
-
-
-def _checked(embeddings: ArrayLike, labels: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
-    units, labels = unit(embeddings), np.asarray(labels)
-    if labels.shape != units.shape[:1]:
-        raise ValueError(f"there are {len(units)} embeddings, but labels {list(labels.shape)}")
-    return units, labels
 
 
 @jax.jit

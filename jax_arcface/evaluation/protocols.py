@@ -1,9 +1,14 @@
-"""The protocols by name: to add one, write its function here, and `evaluate` and its file have it."""
+"""The protocols by name: to add one, write its function here, and `evaluate` and its file have it.
+
+>>> x = np.array([[1.0, 0.0], [1.0, 0.1], [0.0, 1.0], [0.1, 1.0]])
+>>> PROTOCOLS["verification"](Embedded(x, np.array([0, 0, 1, 1]), {}))["auc"]
+1.0
+"""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -89,16 +94,3 @@ def describe(found: Verification) -> dict[str, Any]:
         for p in found.points
     }
     return described
-
-
-def run_protocols(e: Embedded, names: Sequence[str] = tuple(PROTOCOLS)) -> dict[str, dict[str, Any]]:
-    """The results of protocols, by name.
-
-    Raises:
-      ValueError: what a protocol cannot be computed from.
-
-    >>> x = np.array([[1.0, 0.0], [1.0, 0.1], [0.0, 1.0], [0.1, 1.0]])
-    >>> run_protocols(Embedded(x, np.array([0, 0, 1, 1]), {}), ["verification"])["verification"]["auc"]
-    1.0
-    """
-    return {name: PROTOCOLS[name](e) for name in names}

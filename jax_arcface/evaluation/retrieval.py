@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 from numpy.typing import ArrayLike
 
-from jax_arcface.evaluation.pairs import ROUNDED, cosines64, unit, unit64
+from jax_arcface.evaluation.pairs import ROUNDED, check_dimensions, cosines64, labelled, unit, unit64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,15 +61,11 @@ def retrieval(
     >>> retrieval(x, [0, 0, 1, 1]).map_at_r
     1.0
     """
-    queries, labels = unit64(embeddings), np.asarray(labels)
+    queries, labels = labelled(embeddings, labels, unit64)
     alone = references is None
-    found, classes = (queries, labels) if references is None else (unit64(references[0]), np.asarray(references[1]))
-    for x, y in ((queries, labels), (found, classes)):
-        if y.shape != x.shape[:1]:
-            raise ValueError(f"there are {len(x)} embeddings, but labels {list(y.shape)}")
-    if queries.shape[1] != found.shape[1]:
-        raise ValueError(f"the embeddings have {queries.shape[1]} and {found.shape[1]} dimensions")
-    largest, size = max(ks), len(found) - alone
+    found, classes = (queries, labels) if references is None else labelled(*references, unit64)
+    check_dimensions(queries, found)
+    size = len(found) - alone
     sums: dict[str, float] = dict.fromkeys(("p1", "rp", "mapr", "map", "knn"), 0.0)
     recalls, asked = np.zeros(len(ks)), 0
     for start in range(0, len(queries), block_size):
@@ -92,7 +88,7 @@ def retrieval(
         sums["rp"] += ((right & inside).sum(axis=1) / r[:, 0]).sum()
         sums["mapr"] += ((precision * (right & inside)).sum(axis=1) / r[:, 0]).sum()
         sums["map"] += ((precision * right).sum(axis=1) / r[:, 0]).sum()
-        recalls += [right[:, : min(k, largest)].any(axis=1).sum() for k in ks]
+        recalls += [right[:, :k].any(axis=1).sum() for k in ks]
         near = order[:, :neighbours]
         weights = np.maximum(np.take_along_axis(cosines[asks], near, axis=1), 0)
         sums["knn"] += (_votes(classes[near], weights) == labels[rows][asks]).sum()

@@ -160,9 +160,8 @@ def _asked_for(words: Sequence[str]) -> TrainConfig:
     parser.add_argument("--loss", nargs="?", default="arcface")
     parser.add_argument("--embedding-dim", nargs="?")
     given, _ = parser.parse_known_args(list(words))
-    asked = given.embedding_dim or ""
-    dimension = int(asked) if asked.isascii() and asked.isdigit() and 2 <= int(asked[:9]) <= 2**16 else None
-    return configs.recipe(given.dataset or "digits", given.loss or "arcface", embedding_dim=dimension)
+    few = {"2": 2, "3": 3}.get(given.embedding_dim)  # the dimensions that have defaults of their own
+    return configs.recipe(given.dataset or "digits", given.loss or "arcface", embedding_dim=few)
 
 
 def _config(given: dict[str, Any], options: dict[str, Any]) -> TrainConfig:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from torch_reference.evaluation.accuracy import Array
 from torch_reference.evaluation.pairs import unit
+from torch_reference.evaluation.verification import FEWEST
 
 
 class Retrieval(NamedTuple):
@@ -156,7 +157,7 @@ def identify(
     alarms = scores[~mated].amax(dim=1) if (~mated).any() else torch.zeros(0)
     tpir: dict[float, float | None] = {}
     for rate in fpirs:
-        if rate * len(alarms) < 10 - 1e-11:
+        if rate * len(alarms) < FEWEST:
             tpir[rate] = None
             continue
         candidates = torch.cat([own, alarms]).unique()

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 FARS = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
+FEWEST = 10 - 1e-11  # expected false accepts, below which a rate is not measured; a hair less, for 0.1 * 100
 
 
 class Tally(NamedTuple):
@@ -124,7 +125,7 @@ def tar_at_far(t: Tally, fars: tuple[float, ...] = FARS) -> tuple[OperatingPoint
     positives, negatives = int(t.positives.sum()), int(t.negatives.sum())
     points = []
     for rate in fars:
-        if rate * negatives < 10 - 1e-11:
+        if rate * negatives < FEWEST:
             points.append(OperatingPoint(rate, None, None, None))
             continue
         allowed = (wrong <= rate * negatives * (1 + 1e-12)).nonzero()
