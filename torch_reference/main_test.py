@@ -237,7 +237,9 @@ def test_a_finished_run_is_extended(schedule, rates, tmp_path, capsys):
     out, whole = tmp_path / "run", tmp_path / "whole"
     words = ["train", *SMALL, "--schedule", schedule, "--margin-warmup-epochs", "0", "--learning-rate", "0.05"]
     assert main([*words, "--epochs", "1", "--out", str(out)]) == 0
+    (out / "evaluation-unseen.json").write_text("{}")
     assert main(["train", "--resume", "--epochs", "3", "--out", str(out), "--device", "cpu"]) == 0
+    assert not list(out.glob("evaluation*"))  # what was measured was of another model
     assert f"the {schedule} schedule now spans 3 epochs instead of 1" in (said := capsys.readouterr().out)
     assert rates in said
     assert runs.read_config(out).epochs == 3

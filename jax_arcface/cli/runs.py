@@ -194,8 +194,8 @@ def epochs_done(run: Path) -> int:
 
 def extend(run: Path, config: TrainConfig) -> None:
     """Gives a run more epochs: it is unfinished until its embeddings are written again, and not evaluated any more."""
-    for name in ("embeddings.npz", "evaluation.json", "evaluation-train.json"):
-        (run / name).unlink(missing_ok=True)
+    for file in (run / "embeddings.npz", *run.glob("evaluation*.json")):
+        file.unlink(missing_ok=True)
     write_config(run, config)
 
 

@@ -325,8 +325,10 @@ def test_a_finished_run_is_extended(little, tmp_path, capsys, refused):
     refused("train", "--resume", "--epochs", "2", "--out", "run")  # three are behind it
     # killed after its last epoch, before it wrote its weights: it has not ended
     state = runs.read_config(tmp_path / "run")
+    (tmp_path / "run" / "evaluation-unseen.json").write_text("{}")
     runs.extend(tmp_path / "run", dataclasses.replace(state, epochs=3))
     assert not runs.is_finished(tmp_path / "run")
+    assert not list((tmp_path / "run").glob("evaluation*"))  # what was measured was of another model
     assert main(["train", "--resume", "--out", "run"]) == 0
     assert runs.is_finished(tmp_path / "run")
 

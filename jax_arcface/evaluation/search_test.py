@@ -1,9 +1,7 @@
-"""Retrieval and identification against pytorch-metric-learning, scikit-learn and brute force."""
+"""Retrieval and identification against scikit-learn and brute force; parity_tests has pytorch-metric-learning."""
 
 import numpy as np
 import pytest
-import torch
-from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
 from sklearn.metrics import average_precision_score
 
 from jax_arcface.evaluation.identification import identify
@@ -13,29 +11,6 @@ from jax_arcface.evaluation.retrieval import _decreasing, retrieval
 
 def units(x):
     return x / np.linalg.norm(x, axis=1, keepdims=True)
-
-
-def nearest(query, k, reference, embeddings_come_from_same_source):
-    cosines = query.numpy() @ reference.numpy().T
-    if embeddings_come_from_same_source:
-        np.fill_diagonal(cosines, np.inf)
-    order = np.argsort(-cosines, axis=1, kind="stable")[:, embeddings_come_from_same_source:][:, :k]
-    return torch.tensor(np.take_along_axis(cosines, order, axis=1)), torch.tensor(order)
-
-
-@pytest.mark.parametrize("alone", [True, False])
-def test_retrieval_is_pytorch_metric_learnings(alone):
-    (x, a), (y, b) = clustered(0, 80), clustered(1, 57)
-    found = retrieval(x, a, None if alone else (y, b), block_size=13)
-    names = ("precision_at_1", "r_precision", "mean_average_precision_at_r", "mean_average_precision")
-    calculator = AccuracyCalculator(include=names, k=None, knn_func=nearest)
-    query = torch.tensor(units(x))
-    if alone:
-        expected = calculator.get_accuracy(query, torch.tensor(a))
-    else:
-        expected = calculator.get_accuracy(query, torch.tensor(a), torch.tensor(units(y)), torch.tensor(b))
-    ours = (found.precision_at_1, found.r_precision, found.map_at_r, found.mean_average_precision)
-    np.testing.assert_allclose(ours, [expected[name] for name in names], atol=1e-9)
 
 
 def test_average_precision_is_scikit_learns():

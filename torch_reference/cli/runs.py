@@ -129,8 +129,8 @@ def extend(run: Path, config: TrainConfig) -> None:
 
     The embeddings and what was evaluated go; the weights, which `evaluate` reads, stay until there are new ones.
     """
-    for name in ("embeddings.npz", "evaluation.json", "evaluation-train.json"):
-        (run / name).unlink(missing_ok=True)
+    for file in (run / "embeddings.npz", *run.glob("evaluation*.json")):
+        file.unlink(missing_ok=True)
     write_json(run / "config.json", dataclasses.asdict(config))
 
 
