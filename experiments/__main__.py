@@ -6,8 +6,9 @@ python -m experiments convergence     # one figure, from trainings on MNIST
 """
 
 import importlib
-import pkgutil
 import sys
+
+from experiments import modules
 
 
 def main(words: list[str]) -> int:
@@ -17,7 +18,7 @@ def main(words: list[str]) -> int:
       The exit status: the experiment's own, 0 where it has none; 2 for a user's mistake, with one line on standard
       error.
     """
-    names, figures = _modules("experiments"), _modules("experiments.figures")
+    names, figures = modules("experiments"), modules("experiments.figures")
     names.remove("figures")
     if words[:1] in (["-h"], ["--help"]):
         print(
@@ -44,12 +45,6 @@ def main(words: list[str]) -> int:
         print(f"experiments: {error}", file=sys.stderr)
         return 2
     return status or 0
-
-
-def _modules(package: str) -> list[str]:
-    """The names of a package's modules, without those of tests and those that start with an underscore."""
-    found = [module.name for module in pkgutil.iter_modules(importlib.import_module(package).__path__)]
-    return [name for name in found if not name.startswith("_") and not name.endswith("_test")]
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ losses.json.
 
 from __future__ import annotations
 
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from experiments._arguments import Parser, UserError
 from experiments._machine import machine
 from experiments.sweep import is_finished, sweep
 from jax_arcface.cli import runs
+from jax_arcface.evaluation import angle_statistics
 from jax_arcface.files import atomic_write, read_npz
 
 # ArcFace's table 2, then what its table 4 and later papers compare.
@@ -88,31 +90,8 @@ def angles(embeddings: np.ndarray, labels: np.ndarray, prototypes: np.ndarray) -
       embeddings: [N, D]. labels: [N], every class present. prototypes: [C, D], or [C, K, D] with sub-centres, of which
         the nearest to the class's mean direction counts.
     """
-    x = _unit(embeddings)
-    means = _unit(np.stack([x[labels == label].mean(axis=0) for label in range(len(prototypes))]))
-    w = _unit(prototypes.reshape(len(prototypes), -1, prototypes.shape[-1]))
-    nearest = np.einsum("cd,ckd->ck", means, w).argmax(axis=1)
-    w = w[np.arange(len(w)), nearest]
-    return {
-        "intra": _degrees((x * means[labels]).sum(axis=1)),
-        "inter": _degrees(_nearest_other(means)),
-        "w_ec": _degrees((means * w).sum(axis=1)),
-        "w_inter": _degrees(_nearest_other(w)),
-    }
-
-
-def _unit(vectors: np.ndarray) -> np.ndarray:
-    return vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
-
-
-def _nearest_other(vectors: np.ndarray) -> np.ndarray:
-    cosine = vectors @ vectors.T
-    np.fill_diagonal(cosine, -1)
-    return cosine.max(axis=1)
-
-
-def _degrees(cosine: np.ndarray) -> float:
-    return float(np.degrees(np.arccos(np.clip(cosine, -1, 1))).mean())
+    found = angle_statistics(embeddings, labels, prototypes)
+    return {name: math.degrees(getattr(found, name)) for name in ANGLES}
 
 
 def markdown(rows: list[dict[str, Any]]) -> str:

@@ -16,8 +16,8 @@ from pathlib import Path
 
 from experiments import report
 from experiments._arguments import Parser, UserError
+from experiments.runs import ROOT
 
-ROOT = Path(__file__).parents[1]
 STYLES = ("Project1", "Project_1")
 LARGEST = 50 * 2**20
 _FOLDERS = ("torch_reference", "jax_arcface", "parity_tests", "experiments", "examples")

@@ -148,7 +148,7 @@ def is_finished(run: Path) -> bool:
     """Whether a run directory, by either program, holds a model that was trained to its last epoch."""
     if not all((run / name).exists() for name in _FILES):
         return False
-    records = _records(run)
+    records = read_records(run)
     return bool(records) and records[-1]["epoch"] == read_json(run / "config.json")["epochs"]
 
 
@@ -162,7 +162,7 @@ def rows(out: Path, grid: Grid) -> list[dict[str, Any]]:
     for cell in cells(out, grid):
         if not is_finished(cell.run):
             continue
-        records = _records(cell.run)
+        records = read_records(cell.run)
         values = {field: value for field, value in cell.values.items() if field != "seed"}
         row = found.setdefault(tuple(values.items()), {"values": values, "test_accuracy": {}, "minutes": []})
         seed = str(read_json(cell.run / "config.json")["seed"])
@@ -237,7 +237,8 @@ def _write(out: Path, program: str, grid: Grid, flags: Sequence[str], **result: 
     temporary.replace(out / "sweep.json")
 
 
-def _records(run: Path) -> list[dict[str, Any]]:
+def read_records(run: Path) -> list[dict[str, Any]]:
+    """What a run, by either program, recorded after each epoch."""
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 

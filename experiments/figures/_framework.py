@@ -7,8 +7,6 @@ import functools
 import importlib
 import io
 import json
-import os
-import pkgutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -16,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from experiments import figures, runs
+from experiments import modules, runs
 from experiments._arguments import Parser, UserError
 from experiments._machine import machine, versions
 
@@ -70,11 +68,9 @@ class Embedded:
         """The class with the largest logit, where there is a bias, or with the nearest prototype: [N]."""
         if self.prototypes is None:
             raise ValueError("there are no prototypes to predict classes with")
-        if self.bias is not None:
-            return np.argmax(self.embeddings @ self.prototypes.T + self.bias, axis=1)
-        return np.argmax(
-            self.embeddings @ (self.prototypes / np.linalg.norm(self.prototypes, axis=1)[:, None]).T, axis=1
-        )
+        from torch_reference import predict
+
+        return predict(self.embeddings, self.prototypes, self.bias).numpy()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,17 +136,6 @@ def _dataset(name: str, held_out: str) -> Any:
     return data.hold_out(dataset, held_out.split(",")) if held_out else dataset
 
 
-def records(run: Path) -> list[dict[str, Any]]:
-    """What a run recorded after each epoch."""
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-
-
-def names() -> list[str]:
-    """The names of all figures."""
-    found = [module.name for module in pkgutil.iter_modules(figures.__path__)]
-    return [name for name in found if not name.startswith("_") and not name.endswith("_test")]
-
-
 def find(name: str) -> Figure:
     """The figure of a name."""
     figure: Figure = importlib.import_module(f"experiments.figures.{name}").FIGURE
@@ -160,6 +145,7 @@ def find(name: str) -> Figure:
 def make(name: str, study: Study, folder: Path) -> Numbers:
     """Computes and draws a figure, writes NAME.json, NAME.png and NAME.svg into a folder, and returns the JSON."""
     from experiments.figures import _style
+    from torch_reference.files import atomic_write
 
     figure = find(name)
     # as JSON gives them back, so that the picture is the same when it is drawn from the file
@@ -181,9 +167,9 @@ def make(name: str, study: Study, folder: Path) -> Numbers:
             held = io.BytesIO()
             picture.savefig(held, format=kind, metadata={"Date": None} if kind == "svg" else {})
             pictures[kind] = held.getvalue()
-    folder.mkdir(parents=True, exist_ok=True)
     for kind, content in (pictures | {"json": (_json(described) + "\n").encode()}).items():
-        _write(folder / f"{name}.{kind}", content)
+        with atomic_write(folder / f"{name}.{kind}") as file:
+            file.write_bytes(content)
     return described
 
 
@@ -194,15 +180,9 @@ def _json(described: Mapping[str, Any]) -> str:
     return head.removesuffix("\n}") + ',\n  "numbers": {\n' + ",\n".join(lines) + "\n  }\n}"
 
 
-def _write(path: Path, content: bytes) -> None:
-    part = path.with_name(f".{path.name}.part")
-    part.write_bytes(content)
-    os.replace(part, path)
-
-
 def main(name: str, words: list[str]) -> int:
     """Makes the figure `name`, or `all`."""
-    wanted = names() if name == "all" else [name]
+    wanted = modules("experiments.figures") if name == "all" else [name]
     module = importlib.import_module(f"experiments.figures.{name}" if name != "all" else "experiments.figures")
     parser = Parser(name, module.__doc__)
     parser.add_argument("--quick", action="store_true", help="on digits, with few epochs and one seed")
@@ -226,7 +206,7 @@ def main(name: str, words: list[str]) -> int:
 
 def listed() -> Iterator[str]:
     """A line for each figure: name, title, cost and how many runs its full study needs."""
-    for name in names():
+    for name in modules("experiments.figures"):
         figure = find(name)
         count = len(figure.runs(Study()))
         needs = f"; {count} run{'s' if count > 1 else ''}" if count else ""

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from experiments.figures import _style
-from experiments.figures._framework import Figure, Numbers, Study, records
+from experiments.figures._framework import Figure, Numbers, Study
 from experiments.figures._watched import watch
+from experiments.sweep import read_records
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Picture
@@ -30,7 +31,7 @@ def numbers(study: Study) -> Numbers:
     for loss in LOSSES:
         of_loss: dict[str, Any] = {}
         for program in PROGRAMS:
-            kept = records(study.run(loss, program=program))
+            kept = read_records(study.run(loss, program=program))
             of_loss[program] = {key: [one[key] for one in kept] for key in ("epoch", "train_loss", "test_accuracy")}
         seen = watch(study, loss, SHARES.tolist())
         of_loss["seen"] = {

@@ -6,6 +6,7 @@ import mpmath
 import numpy as np
 import pytest
 
+from experiments import modules
 from experiments.figures import (
     _images,
     _style,
@@ -24,7 +25,7 @@ from experiments.figures import (
     toy_2d,
     worked_example,
 )
-from experiments.figures._framework import Embedded, Study, find, make, names
+from experiments.figures._framework import Embedded, Study, find, make
 
 IMAGE = _images.encoded(np.arange(64, dtype=np.uint8).reshape(8, 8, 1))
 NAMES = ["a", "b", "c"]
@@ -142,7 +143,7 @@ SMALL = {
 }
 
 
-@pytest.mark.parametrize("name", names())
+@pytest.mark.parametrize("name", modules("experiments.figures"))
 def test_a_figure_is_drawn_and_described_from_its_numbers(name):
     figure = find(name)
     numbers = json.loads(json.dumps(SMALL.get(name) or figure.numbers(Study(quick=True)), allow_nan=False))

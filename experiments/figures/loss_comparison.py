@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from experiments import runs
 from experiments.figures import _paper, _style
-from experiments.figures._framework import Figure, Numbers, Study, embedded, records
+from experiments.figures._framework import Figure, Numbers, Study, embedded
+from experiments.sweep import read_records
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Picture
@@ -48,7 +49,7 @@ def measured(study: Study, loss: str, seed: int) -> dict[str, float]:
     """The percentages of one seed."""
     from torch_reference.evaluation import all_pairs, cross_validated, draw_pairs, pair_scores, retrieval, tar_at_far
 
-    known = records(study.run(loss, seed))[-1]["test_accuracy"]
+    known = read_records(study.run(loss, seed))[-1]["test_accuracy"]
     e = embedded(study.run(loss, seed, held_out=True), "unseen")
     drawn = draw_pairs(e.labels)
     folds = cross_validated(pair_scores(e.embeddings, drawn), drawn.same, drawn.fold)

@@ -13,7 +13,8 @@ import numpy as np
 
 from experiments import runs
 from experiments.figures import _style
-from experiments.figures._framework import Figure, Numbers, Study, embedded, records
+from experiments.figures._framework import Figure, Numbers, Study, embedded
+from experiments.sweep import read_records
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Picture
@@ -37,7 +38,7 @@ def numbers(study: Study) -> Numbers:
         assert e.prototypes is not None
         found["class_names"] = list(e.class_names)
         found["losses"][loss] = {
-            "accuracy": records(run)[-1]["test_accuracy"],
+            "accuracy": read_records(run)[-1]["test_accuracy"],
             "points": e.embeddings[:MOST].astype(float).round(3).tolist(),
             "labels": e.labels[:MOST].tolist(),
             "prototypes": directions(e.prototypes).round(2).tolist(),

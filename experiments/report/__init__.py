@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Literal
 
 from experiments._arguments import Parser, UserError, check_can_be_written
-from experiments.report.contents import ROOT, gather
+from experiments.report.contents import gather
+from experiments.runs import ROOT
 
 HERE = Path(__file__).parent
 

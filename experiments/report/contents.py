@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 import subprocess
@@ -15,14 +14,14 @@ from statistics import fmean, stdev
 from typing import Any
 
 from experiments._arguments import read_json
-from experiments.runs import HELD_OUT
+from experiments.figures._style import DATASETS
+from experiments.runs import HELD_OUT, ROOT
+from experiments.sweep import read_records
 
-ROOT = Path(__file__).parents[2]
 LOSSES = {
     "softmax": "softmax", "norm_softmax": "normalised softmax", "sphereface": "SphereFace", "cosface": "CosFace",
     "arcface": "ArcFace", "triplet": "triplet",
 }  # fmt: skip
-DATASETS = {"digits": "digits", "mnist": "MNIST", "cifar10": "CIFAR-10"}
 # The figures of the assignment; one that has not been made stands in the report as "not run".
 FIGURES = (
     "worked_example", "pipeline", "geometry", "toy_2d", "target_logit", "decision_margin", "loss_comparison",
@@ -65,10 +64,10 @@ def runs(folder: Path) -> list[dict[str, Any]]:
     """Program, data set, loss, held-out classes, seed and last test accuracy of each finished run in a folder."""
     found = []
     for file in sorted(folder.glob("*/experiment.json")):  # written last, by a training that ended
-        fields, lines = read_json(file), (file.parent / "metrics.jsonl").read_text().splitlines()
+        fields, records = read_json(file), read_records(file.parent)
         held = fields["fields"]
         row = {key: held.get(key, "") for key in ("dataset", "loss", "seed", "holdout_classes", "epochs", "width")}
-        found.append(row | {"program": fields["program"], "accuracy": json.loads(lines[-1])["test_accuracy"]})
+        found.append(row | {"program": fields["program"], "accuracy": records[-1]["test_accuracy"]})
     return found
 
 
