@@ -27,6 +27,7 @@ def test_angles_of_a_known_arrangement():
     assert angles(x, np.array([0, 0, 1, 1]), with_subcenters) == pytest.approx(found)
 
 
+@pytest.mark.slow
 def test_trains_and_tabulates(tmp_path, capsys):
     words = ["compare_losses", str(tmp_path), "--train", "--losses", "arcface:m=0.4", "softmax", "--epochs", "1"]
     assert main([*words, *LITTLE]) == 0

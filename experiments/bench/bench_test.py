@@ -20,6 +20,7 @@ def result(tmp_path_factory):
     return json.loads(path.read_text())
 
 
+@pytest.mark.slow
 def test_a_run_is_written_with_what_it_was_of(result):
     assert result["floor"]["milliseconds"] > 0
     assert "\nfloor of the fused loss: " in table(result)
@@ -33,6 +34,7 @@ def test_a_run_is_written_with_what_it_was_of(result):
         assert row["value"] == pytest.approx(result["rows"]["JAX, dense"]["value"], rel=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("was", "status", "verdict"), [(1e9, 0, "ok"), (1e-9, 1, "SLOWER")])
 def test_the_check_tells_what_became_slower(result, was, status, verdict, tmp_path, capfd):
     rows = result["rows"] | {"JAX, dense": result["rows"]["JAX, dense"] | {"ratio": was}}
@@ -60,6 +62,7 @@ def test_a_check_of_nothing_is_a_mistake(name, text, said, tmp_path, capsys):
     assert said in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_result_from_before_rows_had_an_environment_is_still_shown(result):
     rows = {name: {k: v for k, v in row.items() if k != "environment"} for name, row in result["rows"].items()}
     assert table(result | {"rows": rows}) == table(result)
@@ -157,6 +160,7 @@ def test_results_of_programs_tell_what_they_are_of(tmp_path, monkeypatch):
     assert "jax" in result["versions"]
 
 
+@pytest.mark.slow
 def test_growth_measures_and_draws_its_points(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(growth, "CLASSES", {"batch_size": (4,), "classes": (10, 20)})
     monkeypatch.setattr(growth, "BATCHES", {"batch_size": (4, 8), "classes": (10,)})
@@ -169,6 +173,7 @@ def test_growth_measures_and_draws_its_points(tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().out.count("head, B = ") == 4
 
 
+@pytest.mark.slow
 def test_start_up_is_measured_twice(tmp_path, capfd):
     assert main(["bench", "start_up", "--dataset", "digits", "--json", str(tmp_path / "s.json")]) == 0
     seconds = json.loads((tmp_path / "s.json").read_text())["seconds"]
@@ -177,6 +182,7 @@ def test_start_up_is_measured_twice(tmp_path, capfd):
     assert "second start" in capfd.readouterr().out
 
 
+@pytest.mark.slow
 def test_seconds_to_an_accuracy_are_of_both_programs(tmp_path):
     words = "--dataset digits --accuracy 0.15 --epochs 1 --width 0.1 --warmup-epochs 1 --margin-warmup-epochs 3"
     assert main(["bench", "seconds_to_accuracy", *words.split(), "--json", str(tmp_path / "s.json")]) == 0

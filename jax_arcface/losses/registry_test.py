@@ -374,7 +374,7 @@ def test_an_example_of_weight_0_is_as_if_it_were_not_there(words):
             outcome = objective.apply(inputs._replace(embeddings=x), states)
             return outcome.loss, outcome.state
 
-        return jax.value_and_grad(loss, has_aux=True)(inputs.embeddings)
+        return jax.jit(jax.value_and_grad(loss, has_aux=True))(inputs.embeddings)
 
     ((found, after), gradient), ((expected, wanted), slope) = of(whole), of(few)
     np.testing.assert_allclose(found, expected, rtol=1e-5)
