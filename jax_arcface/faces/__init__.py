@@ -1,0 +1,1 @@
+"""From a photo to a name: detection, alignment, galleries of known people."""
