@@ -41,7 +41,7 @@ HELD_OUT = {"digits": "7,8,9", "mnist": "7,8,9", "cifar10": "horse,ship,truck"}
 MAIN = ("softmax", "norm_softmax", "sphereface", "cosface", "arcface", "triplet")
 PAIRS = ("triplet",)
 # The rooms of a package that decide what a training reaches.
-_ROOMS = ("losses", "models", "data", "training")
+ROOMS = ("losses", "models", "data", "training")
 
 
 def trained(program: str, *, folder: Path = FOLDER, retrain: bool = False, **fields: Any) -> Path:
@@ -87,13 +87,13 @@ def name(program: str, fields: Mapping[str, Any]) -> str:
 
 
 @functools.cache
-def code(program: str) -> str:
+def code(program: str, rooms: tuple[str, ...] = ROOMS) -> str:
     """A hash of the code of a package that decides what a training reaches; comments and docstrings do not count."""
     digest = hashlib.sha256()
-    for room in _ROOMS:
+    for room in rooms:
         for file in sorted((ROOT / program / room).rglob("*.py")):
             if not file.name.endswith("_test.py"):
-                digest.update(file.name.encode() + ast.dump(_without_docstrings(file.read_text())).encode())
+                digest.update(file.name.encode() + parsed(file.read_text()).encode())
     return digest.hexdigest()[:12]
 
 
@@ -116,14 +116,19 @@ def _is_of_other_code(program: str, run: Path) -> str | None:
     return None if held.get("code") == code(program) else str(held.get("commit") or "an unknown commit")
 
 
-def _without_docstrings(text: str) -> ast.Module:
+def parsed(text: str) -> str:
+    """A program's syntax tree, in words: without comments, docstrings and layout.
+
+    >>> parsed("x = 2 * 3  # six") == parsed("x = (2 * 3)")
+    True
+    """
     tree = ast.parse(text)
     for node in ast.walk(tree):
         body = getattr(node, "body", None)
         if isinstance(body, list):  # a docstring is an expression that is a constant, wherever it stands
             kept = [one for one in body if not (isinstance(one, ast.Expr) and isinstance(one.value, ast.Constant))]
             node.body = kept  # type: ignore[attr-defined]
-    return tree
+    return ast.dump(tree)
 
 
 def _word(value: Any) -> str:

@@ -21,7 +21,7 @@ from experiments.runs import ROOT
 STYLES = ("Project1", "Project_1")
 LARGEST = 50 * 2**20
 _FOLDERS = ("torch_reference", "jax_arcface", "parity_tests", "experiments", "examples")
-_SUFFIXES = (".py", ".cc", ".toml", ".typed", ".typ", ".json")
+_SUFFIXES = (".py", ".cc", ".toml", ".typed", ".typ", ".html", ".json")
 _BESIDE = ("pyproject.toml", "setup.py", "conftest.py", "constraints.txt", "LICENSE", "Makefile", "README.md")
 # Letters that Unicode does not split into a plain one and an accent.
 _PLAIN = str.maketrans({"ß": "ss", "ø": "o", "Ø": "O", "æ": "ae", "Æ": "AE", "œ": "oe", "ł": "l", "Ł": "L", "đ": "d"})

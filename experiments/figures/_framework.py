@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
 import importlib
 import io
 import json
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from experiments import modules, runs
-from experiments._arguments import Parser, UserError
+from experiments._arguments import Parser, UserError, read_json
 from experiments._machine import machine, versions
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 Numbers = dict[str, Any]
 QUICK = runs.ROOT / ".cache" / "quick"
+LARGE = 400_000  # bytes of a PNG, above which it gets a palette
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +38,8 @@ class Figure:
       numbers: from a study to what JSON can hold.
       draw: from these numbers to a matplotlib figure.
       runs: from a study to the program and the fields of each run that it needs.
+      alt: what the picture shows, for those who do not see it.
+      moving: from the numbers to more files of the figure by their endings, `webp` or `html`.
     """
 
     title: str
@@ -44,6 +48,9 @@ class Figure:
     numbers: Callable[[Study], Numbers]
     draw: Callable[[Numbers], Picture]
     runs: Callable[[Study], list[tuple[str, dict[str, Any]]]] = lambda study: []
+    _: dataclasses.KW_ONLY
+    alt: str
+    moving: Callable[[Numbers], dict[str, bytes]] = lambda numbers: {}
 
     def caption_of(self, numbers: Numbers) -> str:
         """The caption."""
@@ -109,15 +116,15 @@ def embedded(run: Path, split: str = "test", most: int | None = None) -> Embedde
 
     `most` limits the latter to the first so many images.
     """
-    with np.load(run / "embeddings.npz") as held:
-        classes = {key: held[key] for key in ("prototypes", "bias") if key in held}
+    with np.load(run / "embeddings.npz") as kept:
+        classes = {key: kept[key] for key in ("prototypes", "bias") if key in kept}
         if split == "test":
-            return Embedded(held["embeddings"], held["labels"], tuple(map(str, held["class_names"])), **classes)
+            return Embedded(kept["embeddings"], kept["labels"], tuple(map(str, kept["class_names"])), **classes)
     from torch_reference import load_model
 
-    dataset = dataset_of(run)
-    part = getattr(dataset, split)
-    names = dataset.unseen_names if split == "unseen" else dataset.class_names
+    held = dataset_of(run)
+    part = getattr(held, split)
+    names = held.unseen_names if split == "unseen" else held.class_names
     x = load_model(run).embed(part.images[:most])
     return Embedded(x, part.labels[:most], names, **({} if split == "unseen" else classes))
 
@@ -125,15 +132,16 @@ def embedded(run: Path, split: str = "test", most: int | None = None) -> Embedde
 def dataset_of(run: Path) -> Any:
     """The data set of a run, as it was split for it."""
     config = json.loads((run / "config.json").read_text())
-    return _dataset(config["dataset"], config.get("holdout_classes", ""))
+    return dataset(config["dataset"], config.get("holdout_classes", ""))
 
 
 @functools.cache
-def _dataset(name: str, held_out: str) -> Any:
+def dataset(name: str, held_out: str = "") -> Any:
+    """A data set, with some of its classes held out where they are named."""
     from torch_reference import data
 
-    dataset = data.load(name)
-    return data.hold_out(dataset, held_out.split(",")) if held_out else dataset
+    found = data.load(name)
+    return data.hold_out(found, held_out.split(",")) if held_out else found
 
 
 def find(name: str) -> Figure:
@@ -143,34 +151,72 @@ def find(name: str) -> Figure:
 
 
 def make(name: str, study: Study, folder: Path) -> Numbers:
-    """Computes and draws a figure, writes NAME.json, NAME.png and NAME.svg into a folder, and returns the JSON."""
+    """Computes and draws a figure, writes NAME.json, NAME.png and NAME.svg into a folder, and returns the JSON.
+
+    What has been made of the same code and the same runs stays as it is.
+    """
     from experiments.figures import _style
     from torch_reference.files import atomic_write
 
-    figure = find(name)
+    figure, now = find(name), key(name, study)
+    if (held := _held(folder / f"{name}.json")).get("key") == now and all(
+        (folder / f"{name}.{kind}").exists() for kind in held["files"]
+    ):
+        return held
     # as JSON gives them back, so that the picture is the same when it is drawn from the file
     numbers = json.loads(json.dumps(figure.numbers(study), allow_nan=False))
+    with _style.style():
+        files = _pictures(figure.draw(numbers)) | figure.moving(numbers)
     described = {
         "name": name,
         "title": figure.title,
         "caption": figure.caption_of(numbers),
+        "alt": figure.alt,
         "command": f"python -m experiments {name}" + (" --quick" if study.quick else ""),
         "commit": runs.commit(),
         "machine": machine(),
         "versions": versions(),
+        "files": list(files),
+        "key": key(name, study),  # the runs are there by now
         "numbers": numbers,
     }
-    with _style.style():
-        picture = figure.draw(numbers)
-        pictures = {}
-        for kind in ("png", "svg"):
-            held = io.BytesIO()
-            picture.savefig(held, format=kind, metadata={"Date": None} if kind == "svg" else {})
-            pictures[kind] = held.getvalue()
-    for kind, content in (pictures | {"json": (_json(described) + "\n").encode()}).items():
+    for kind, content in (files | {"json": (_json(described) + "\n").encode()}).items():
         with atomic_write(folder / f"{name}.{kind}") as file:
             file.write_bytes(content)
     return described
+
+
+def key(name: str, study: Study) -> str:
+    """A hash of what a figure is made of: its code, PyTorch's, and the code that trained its runs."""
+    shared = ("_framework", "_images", "_paper", "_style", "_watched", name)
+    parts: list[Any] = [study.quick, runs.code("torch_reference", (*runs.ROOMS, "evaluation"))]
+    parts += [runs.parsed((Path(__file__).parent / f"{module}.py").read_text()) for module in shared]
+    for program, fields in find(name).runs(study):
+        run = runs.name(program, fields)
+        parts += [run, _held(study.folder / run / "experiment.json").get("code")]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]
+
+
+def _held(file: Path) -> dict[str, Any]:
+    return read_json(file) if file.exists() else {}
+
+
+def _pictures(picture: Picture) -> dict[str, bytes]:
+    """A picture as PNG and SVG; a large PNG with 256 colours."""
+    from PIL import Image
+
+    pictures = {}
+    for kind in ("png", "svg"):
+        held = io.BytesIO()
+        picture.savefig(held, format=kind, metadata={"Date": None} if kind == "svg" else {})
+        pictures[kind] = held.getvalue()
+    if len(pictures["png"]) > LARGE:
+        held = io.BytesIO()
+        full = Image.open(io.BytesIO(pictures["png"]))
+        few = full.convert("RGB").quantize(256, dither=Image.Dither.NONE)
+        few.save(held, "PNG", optimize=True, dpi=full.info["dpi"])
+        pictures["png"] = held.getvalue()
+    return pictures
 
 
 def _json(described: Mapping[str, Any]) -> str:
@@ -200,6 +246,9 @@ def main(name: str, words: list[str]) -> int:
         make(one, study, out / "figures")
         print(f"{out / 'figures' / one}.png  {time.perf_counter() - start:.1f} s", flush=True)
     if name == "all":
+        from experiments import gallery
+
+        print(gallery.write(out / "figures"))
         print(f"{len(wanted)} figures in {(time.perf_counter() - began) / 60:.1f} minutes")
     return 0
 

@@ -1,71 +1,123 @@
-"""A training that is looked into while it runs."""
+"""A training that is looked into while it runs; what was seen is kept beside the runs and found again like them."""
 
 from __future__ import annotations
 
 import dataclasses
+import json
+import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from experiments.figures._framework import Study
+from experiments import runs
+from experiments.figures import _framework
 
-IMAGES = 2000  # of the test split, that angles are measured on
+# Moments as shares of a training: what several figures look at is watched once.
+SHARES = tuple(number / 24 for number in range(25))
+IMAGES = 2000  # of the test split, that are looked at
 
 
-class Watched(NamedTuple):
-    """A moment of a training.
+@dataclasses.dataclass(frozen=True, eq=False)
+class Watched:
+    """What was seen at M moments of a training.
 
     Args:
-      step: steps done. epoch: the same in epochs.
-      angles: theta_y of test images, in degrees.
-      gradient: the norm of the last step's gradient; None before the first.
+      step, epoch: steps done, [M], and the same in epochs.
+      angles: theta_y of N test images, in degrees: [M, N].
+      gradient: the norm of the last step's gradient, [M]; NaN before the first.
+      labels: of the test images, [N].
+      class_names: of the classes trained.
+      embeddings, prototypes: [M, N, D] and [M, C, D], kept where D is at most 3.
+      accuracy: on all test images after each epoch, [epochs].
     """
 
-    step: int
-    epoch: float
+    step: np.ndarray
+    epoch: np.ndarray
     angles: np.ndarray
-    gradient: float | None
+    gradient: np.ndarray
+    labels: np.ndarray
+    class_names: np.ndarray
+    embeddings: np.ndarray
+    prototypes: np.ndarray
+    accuracy: np.ndarray
 
 
-def watch(study: Study, loss: str, shares: Sequence[float]) -> list[Watched]:
-    """Trains as `study.run(loss)` does, and looks at it after these shares of its steps (0 is before the first)."""
+def watch(fields: dict[str, Any], shares: Sequence[float], folder: Path = runs.FOLDER) -> Watched:
+    """Trains as `runs.trained` does with PyTorch, and looks at it after these shares of its steps (0: before them).
+
+    What was seen by an earlier call is read again.
+    """
+    key = {**fields, "shares": [round(float(share), 6) for share in shares]}
+    kept = folder / f"watched-{runs.name('torch_reference', key)}"
+    if (kept / "watched.json").exists():
+        held = json.loads((kept / "watched.json").read_text())
+        if held["code"] != runs.code("torch_reference"):
+            trainer = held["commit"] or "an unknown commit"
+            print(f"{kept.name} was trained by {trainer}, which is not today's code", file=sys.stderr)
+        with np.load(kept / "seen.npz") as seen:
+            return Watched(**{field.name: seen[field.name] for field in dataclasses.fields(Watched)})
+    found = _train(fields, shares)
+    kept.mkdir(parents=True, exist_ok=True)
+    np.savez_compressed(kept / "seen.npz", **vars(found))
+    described = {"fields": key, "code": runs.code("torch_reference"), "commit": runs.commit()}
+    (kept / "watched.json").write_text(json.dumps(described, indent=2) + "\n")
+    return found
+
+
+def _train(fields: dict[str, Any], shares: Sequence[float]) -> Watched:
     import torch
 
-    from torch_reference import Reporter, cosines, data, fit_config, recipe
+    from torch_reference import Reporter, cosines, fit_config
     from torch_reference.data.dataset import channel_statistics
     from torch_reference.models.layers import normalise
+    from torch_reference.training.config import from_dict
     from torch_reference.training.fit import initial_state
 
-    fields = study.settings(loss)
-    config = dataclasses.replace(recipe(study.dataset, loss, fields["epochs"]), **fields)
-    dataset = data.load(study.dataset)
+    config = from_dict(fields)
+    dataset = _framework.dataset(config.dataset, config.holdout_classes)
     state = initial_state(config, dataset)
     mean, std = (torch.from_numpy(np.float32(x)) for x in channel_statistics(dataset.train.images))
-    images = torch.from_numpy(dataset.test.images[:IMAGES])
+    images = torch.from_numpy(dataset.test.images[:IMAGES].copy())
     labels = torch.from_numpy(dataset.test.labels[:IMAGES].astype(np.int64))
     per_epoch = len(dataset.train.labels) // config.batch_size
     moments = [round(share * config.epochs * per_epoch) for share in shares]
+    seen: list[dict[str, Any]] = []
+    accuracy: list[float] = []
 
     @torch.no_grad()
-    def now(step: int) -> Watched:
+    def look(step: int) -> None:
         model = state.model
         trains = model.training
         model.eval()
         x = torch.cat([model.backbone(normalise(part, mean, 1 / std)) for part in images.split(500)])
-        cosine = cosines(x, model.head.prototypes).gather(1, labels[:, None])[:, 0]
+        prototypes = model.head.prototypes
+        cosine = cosines(x, prototypes).gather(1, labels[:, None])[:, 0]
         model.train(trains)
         gradients = [p.grad for p in model.parameters() if p.grad is not None]
-        norm = float(torch.stack([g.norm() for g in gradients]).norm()) if step and gradients else None
-        return Watched(step, step / per_epoch, np.degrees(np.arccos(cosine.double().clamp(-1, 1).numpy())), norm)
-
-    found = [now(0)] if 0 in moments else []
+        seen.append(
+            {
+                "step": step,
+                "epoch": step / per_epoch,
+                "angles": np.degrees(np.arccos(cosine.double().clamp(-1, 1).numpy())),
+                "gradient": float(torch.stack([g.norm() for g in gradients]).norm()) if step else np.nan,
+                "embeddings": x.numpy() if x.shape[1] <= 3 else np.empty(0),
+                "prototypes": prototypes.numpy().copy() if x.shape[1] <= 3 else np.empty(0),
+            }
+        )
 
     class Watch(Reporter):
         def on_step(self, epoch: int, step: int, metrics: Any) -> None:
             if (done := epoch * per_epoch + step) in moments:
-                found.append(now(done))
+                look(done)
 
+        def on_epoch(self, record: Any, state: Any) -> None:
+            accuracy.append(record.test_accuracy)
+
+    if 0 in moments:
+        look(0)
     fit_config(config, dataset, state=state, reporter=Watch())
-    return found
+    stacked = {name: np.array([one[name] for one in seen], np.float32) for name in seen[0]}
+    names = np.array(dataset.class_names)
+    return Watched(**stacked, labels=labels.numpy(), class_names=names, accuracy=np.array(accuracy))

@@ -96,4 +96,6 @@ FIGURE = Figure(
     numbers,
     draw,
     lambda study: [("torch_reference", study.settings(loss, held_out=True)) for loss in LOSSES],
+    alt="A panel for each loss with two overlapping histograms of angles, of pairs of one class and of two classes, "
+    "and a dashed line at the threshold of the equal error rate.",
 )

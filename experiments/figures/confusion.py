@@ -98,4 +98,6 @@ FIGURE = Figure(
     numbers,
     draw,
     lambda study: [("torch_reference", study.settings(loss)) for loss in LOSSES],
+    alt="Confusion matrices, one for each loss: rows are the true classes, columns the predicted ones, and nearly all "
+    "images lie on the diagonal.",
 )

@@ -110,4 +110,6 @@ FIGURE = Figure(
     "a second",
     numbers,
     draw,
+    alt="Panels with the angles to two prototypes as axes: the regions of class 1 and class 2 and, for losses with a "
+    "margin, the strip between them in which neither holds.",
 )

@@ -104,4 +104,6 @@ FIGURE = Figure(
     numbers,
     draw,
     lambda study: [("torch_reference", study.settings(loss)) for loss in LOSSES],
+    alt="Two rows of scatter plots with three losses as columns: above principal components, in which the classes "
+    "overlap, below t-SNE, in which ten clusters lie apart.",
 )

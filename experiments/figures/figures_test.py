@@ -1,3 +1,4 @@
+import dataclasses
 import io
 import json
 import math
@@ -6,7 +7,7 @@ import mpmath
 import numpy as np
 import pytest
 
-from experiments import modules
+from experiments import modules, runs
 from experiments.figures import (
     _images,
     _style,
@@ -25,7 +26,7 @@ from experiments.figures import (
     toy_2d,
     worked_example,
 )
-from experiments.figures._framework import Embedded, Study, find, make
+from experiments.figures._framework import Embedded, Study, find, key, make
 
 IMAGE = _images.encoded(np.arange(64, dtype=np.uint8).reshape(8, 8, 1))
 NAMES = ["a", "b", "c"]
@@ -152,6 +153,7 @@ def test_a_figure_is_drawn_and_described_from_its_numbers(name):
         picture.savefig(held := io.BytesIO(), format="png", dpi=30)
     assert len(held.getvalue()) > 1000
     assert len(figure.caption_of(numbers)) > 50
+    assert len(figure.alt) > 50
     assert all(program in ("torch_reference", "jax_arcface") for program, _ in figure.runs(Study()))
 
 
@@ -160,12 +162,29 @@ def test_what_is_written_is_the_picture_twice_and_its_description(tmp_path):
     held = json.loads((tmp_path / "figures/worked_example.json").read_text())
     assert held["command"] == "python -m experiments worked_example --quick"
     assert {"name", "title", "caption", "machine", "commit", "versions", "numbers"} <= set(held)
-    first = (tmp_path / "figures/worked_example.svg").read_bytes()
-    make("worked_example", Study(quick=True), tmp_path / "figures")
-    assert (tmp_path / "figures/worked_example.svg").read_bytes() == first
     assert sorted(file.name for file in (tmp_path / "figures").iterdir()) == [
         f"worked_example.{k}" for k in ("json", "png", "svg")
     ]
+
+
+def test_what_is_made_stays_until_its_code_or_its_runs_change(tmp_path, monkeypatch):
+    study = Study(quick=True, folder=tmp_path / "runs")
+    make("worked_example", study, tmp_path)
+    first = (tmp_path / "worked_example.svg").read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr(worked_example, "FIGURE", dataclasses.replace(worked_example.FIGURE, draw=None))
+        make("worked_example", study, tmp_path)  # nothing is drawn
+    (tmp_path / "worked_example.svg").unlink()
+    make("worked_example", study, tmp_path)
+    assert (tmp_path / "worked_example.svg").read_bytes() == first
+
+    before = key("confusion", study)
+    assert key("confusion", study) == before
+    program, fields = find("confusion").runs(study)[0]
+    run = study.folder / runs.name(program, fields)
+    run.mkdir(parents=True)
+    (run / "experiment.json").write_text('{"code": "other"}')
+    assert key("confusion", study) != before
 
 
 def test_the_worked_example_by_hand():

@@ -166,4 +166,6 @@ FIGURE = Figure(
     "a second",
     numbers,
     draw,
+    alt="Four columns, softmax, modified softmax, A-Softmax and ArcFace: two classes as orange and blue parts of a "
+    "circle above and of a sphere below. The last two leave a grey gap between the classes.",
 )

@@ -115,4 +115,6 @@ FIGURE = Figure(
     numbers,
     draw,
     lambda study: [("torch_reference", study.settings("arcface"))],
+    alt="Rows of images: a test image and its nearest neighbours with their angles; and below, the images that were "
+    "classified wrongly with the greatest confidence.",
 )

@@ -186,4 +186,12 @@ def caption(found: Numbers) -> str:
     )
 
 
-FIGURE = Figure("Numerical error of the margin's formulations", caption, "seconds", numbers, draw)
+FIGURE = Figure(
+    "Numerical error of the margin's formulations",
+    caption,
+    "seconds",
+    numbers,
+    draw,
+    alt="Panels by number format and end of the range: error of value and derivative against the distance to cosine 1 "
+    "or -1, a line for each way of computing the margin; this project's stays lowest.",
+)

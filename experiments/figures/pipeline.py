@@ -204,4 +204,7 @@ FIGURE = Figure(
     numbers,
     draw,
     lambda study: [("torch_reference", study.settings("arcface"))],
+    alt="A diagram from left to right: a digit's image, its embedding, its unit vector beside ten unit prototypes, the "
+    "cosines, the target's angle with the margin added, the scaled logits, the softmax and the loss, with the "
+    "numbers of one example.",
 )

@@ -13,7 +13,7 @@ import numpy as np
 
 from experiments.figures import _style
 from experiments.figures._framework import Figure, Numbers, Study
-from experiments.figures._watched import watch
+from experiments.figures._watched import SHARES, watch
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Picture
@@ -27,7 +27,6 @@ CURVES = {
     "combined_2": (r"Combined $(0.9, 0.4, 0.15)$", (0.9, 0.4, 0.15)),
 }
 MOMENTS = (("start", 0.0), ("middle", 1 / 6), ("end", 1.0))
-SHARES = tuple(share for _, share in MOMENTS)
 BINS = np.arange(0, 181, 3)
 
 
@@ -35,7 +34,8 @@ def numbers(study: Study) -> Numbers:
     """The curves, and the share of test images in each bin of angles at three moments of a training."""
     degrees = np.arange(0, 181, 2.0)
     curves = {name: curve(degrees, m).round(5).tolist() for name, (_, m) in CURVES.items()}
-    seen = {name: watched.angles for (name, _), watched in zip(MOMENTS, watch(study, "arcface", SHARES), strict=True)}
+    watched = watch(study.settings("arcface"), SHARES, study.folder)
+    seen = {name: watched.angles[round(share * (len(SHARES) - 1))] for name, share in MOMENTS}
     return {
         "dataset": study.dataset,
         "degrees": degrees.tolist(),
@@ -106,4 +106,12 @@ def caption(found: Numbers) -> str:
     )
 
 
-FIGURE = Figure("Target logit, and the angles in training", caption, "an ArcFace training", numbers, draw)
+FIGURE = Figure(
+    "Target logit, and the angles in training",
+    caption,
+    "an ArcFace training",
+    numbers,
+    draw,
+    alt="Left, six curves of the target logit that fall as the angle grows, those with a margin below the cosine. "
+    "Right, three histograms of angles that move towards zero during the training.",
+)

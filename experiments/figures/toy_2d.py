@@ -136,4 +136,6 @@ FIGURE = Figure(
     numbers,
     draw,
     lambda study: [("torch_reference", fields(study, loss)) for loss in LOSSES],
+    alt="A column for each of five losses: above, the points of eight classes in the plane with lines to their "
+    "prototypes; below, the directions of the points as bars round a circle.",
 )
