@@ -37,6 +37,7 @@ def template(size: int) -> np.ndarray:
     raise UserError(f"a crop of {size} pixels has no template: the size must be a multiple of 112 or of 128")
 
 
+@jax.jit
 def similarity(source: Array | np.ndarray, target: Array | np.ndarray) -> Array:
     """The similarity transforms that bring points nearest to others in the sense of least squares: [..., 2, 3].
 
