@@ -1,4 +1,4 @@
-"""The command line: `python -m jax_arcface train|evaluate|embed`."""
+"""The command line: `python -m jax_arcface train|evaluate|embed|export`."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ _COMMANDS = {
     "train": "trains a model and writes a run directory",
     "evaluate": "prints and writes the accuracy and the loss of a run",
     "embed": "writes the embeddings of a data set or of image files, and prints what the images show",
+    "export": "writes a trained model as ONNX, StableHLO, safetensors or PyTorch weights",
 }
 
 

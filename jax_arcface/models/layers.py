@@ -267,11 +267,17 @@ class _PoolGradient(Operation):
         return (spread.reshape(batch, 2 * rows, 2 * columns, channels)[:, :height, :width],)
 
 
+@jax.custom_jvp
 def global_max_pool(x: Array) -> Array:
     """The maximum over the pixels, [B, H, W, C] to [B, C]; a tie's gradient goes to the first in row-major order."""
-    pixels = x.reshape(x.shape[0], -1, x.shape[-1])
+    return x.max(axis=(1, 2))
+
+
+@global_max_pool.defjvp
+def _global_max_pool_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    pixels, tangent = (x.reshape(x.shape[0], -1, x.shape[-1]) for x in (*primals, *tangents))
     first = jnp.argmax(pixels, axis=1, keepdims=True)
-    return jnp.take_along_axis(pixels, first, axis=1)[:, 0]
+    return tuple(jnp.take_along_axis(each, first, axis=1)[:, 0] for each in (pixels, tangent))  # type: ignore[return-value]
 
 
 class Embedding(nnx.Module):
