@@ -51,11 +51,12 @@ def _section(one: dict[str, Any], folder: Path) -> str:
     name, title = one["name"], escape(one["title"])
     alt = escape(one.get("alt") or one["title"])
     width, height = size_of(folder / f"{name}.png")
-    kinds = [kind for kind in ("png", "svg", "webp", "html", "json") if (folder / f"{name}.{kind}").exists()]
+    kinds = [kind for kind in ("png", "svg", "webp", "gif", "html", "json") if (folder / f"{name}.{kind}").exists()]
     links = " ".join(f'<a href="{name}.{kind}">{kind.upper()}</a>' for kind in kinds)
     moving = ""
     if "webp" in kinds:
-        moving = f'<div class="wide"><img src="{name}.webp" alt="{title}, as an animation. {alt}"></div>'
+        moving = f"""<div class="wide"><picture><source media="(prefers-reduced-motion: reduce)" srcset="{name}.png">
+<img src="{name}.webp" alt="As an animation: {alt}"></picture></div>"""
     if "html" in kinds:
         moving = f'<iframe src="{name}.html" title="{title}: drag to turn it"></iframe>'
     rows = "".join(

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from experiments import modules, runs
+from experiments._browser import PATH, Browser
 from experiments.figures import (
     _images,
     _style,
@@ -22,8 +23,10 @@ from experiments.figures import (
     nearest,
     numerics,
     pipeline,
+    sphere_3d,
     target_logit,
     toy_2d,
+    training_2d,
     worked_example,
 )
 from experiments.figures._framework import Embedded, Study, find, key, make
@@ -31,6 +34,18 @@ from experiments.figures._framework import Embedded, Study, find, key, make
 IMAGE = _images.encoded(np.arange(64, dtype=np.uint8).reshape(8, 8, 1))
 NAMES = ["a", "b", "c"]
 LOSSES = ("softmax", "norm_softmax", "sphereface", "cosface", "arcface", "triplet")
+SPHERE = {
+    "dataset": "digits",
+    "class_names": NAMES,
+    "labels": [0, 1, 2],
+    "columns": 40,
+    "size": 8,
+    "sheet": _images.encoded(sphere_3d.sheet(np.full((3, 8, 8, 1), 200, np.uint8))),
+    "losses": {
+        loss: {"accuracy": 0.9, "points": np.eye(3).tolist(), "prototypes": np.eye(3).tolist(), "degrees": [0.0] * 3}
+        for loss in sphere_3d.LOSSES
+    },
+}
 # Small numbers of the figures that need runs, in the form that `numbers` gives them.
 SMALL = {
     "angle_distributions": {
@@ -126,6 +141,22 @@ SMALL = {
         "bins": [0, 3, 6],
         "angles": {name: {"share": [0.5, 0.5], "median": 3.0} for name, _ in target_logit.MOMENTS},
     },
+    "training_2d": {
+        "dataset": "digits",
+        "class_names": NAMES,
+        "epochs": [number / 48 for number in range(49)],
+        "losses": {
+            loss: {
+                "accuracy": 0.9,
+                "extent": 1.0,
+                "labels": [0, 2],
+                "points": training_2d.packed(np.full((49, 2, 2), 0.5)),
+                "prototypes": [[0.0, 90.0, 180.0]] * 49,
+            }
+            for loss in training_2d.LOSSES
+        },
+    },
+    "sphere_3d": SPHERE,
     "toy_2d": {
         "dataset": "digits",
         "bins": toy_2d.BINS.tolist(),
@@ -278,3 +309,47 @@ def test_principal_components_are_scikit_learns():
 def test_the_curve_goes_on_falling_past_pi():
     psi = target_logit.curve(np.array([160.0, 180.0]), (1.0, 0.5, 0.0))
     np.testing.assert_allclose(psi, -np.cos(np.radians([160.0, 180.0]) + 0.5) - 2)
+
+
+def test_the_animation_has_all_moments():
+    from PIL import Image
+
+    files = training_2d.animated(SMALL["training_2d"] | {"epochs": [0.0, 0.5, 1.0]})
+    for kind, content in files.items():
+        image = Image.open(io.BytesIO(content))
+        assert image.format.lower() == kind
+        assert image.n_frames in (2, 3)  # equal ones may be one
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(PATH is None, reason="there is no Chromium")
+def test_the_sphere_turns_when_it_is_dragged_and_tells_what_a_dot_is(tmp_path):
+    (tmp_path / "sphere.html").write_bytes(sphere_3d.page(SPHERE)["html"])
+    with Browser(tmp_path / "profile", 600, 640) as browser:
+        browser.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-reduced-motion", "value": "reduce"}])
+        browser.open(tmp_path / "sphere.html")
+        first = browser.screenshot()
+        assert browser.screenshot() == first  # it does not turn by itself for who prefers that
+        x, y = browser.evaluate(
+            "(() => { const box = canvas.getBoundingClientRect(), r = 0.42 * Math.min(box.width, box.height);"
+            "const p = seen.find(p => p[2] > 0);"
+            "return [box.left + box.width / 2 + p[0] * r, box.top + box.height / 2 - p[1] * r]; })()"
+        )
+        browser.mouse("mouseMoved", x, y)
+        assert browser.evaluate("told.textContent.includes('0.0°') && !told.hidden")
+        browser.drag((300, 300), (420, 340))
+        browser.mouse("mouseMoved", 5, 5)
+        assert browser.screenshot() != first
+        axes = np.array(browser.evaluate("axes"))
+        np.testing.assert_allclose(axes @ axes.T, np.eye(3), atol=1e-9)
+        assert browser.problems == []
+        assert [address.partition(":")[0] for address in browser.requests if "sphere.html" not in address] == [
+            "data"
+        ] * (len(browser.requests) - 1)
+
+
+def test_the_page_opens_as_the_picture_shows_it():
+    points = np.random.default_rng(0).normal(size=(5, 3))
+    seen = sphere_3d.turned(points, 90, 0)
+    np.testing.assert_allclose(seen, np.stack([points[:, 2], points[:, 1], -points[:, 0]], axis=1), atol=1e-12)
+    np.testing.assert_allclose(np.linalg.norm(sphere_3d.turned(points, 25, 20), axis=1), np.linalg.norm(points, axis=1))
