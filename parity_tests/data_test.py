@@ -114,3 +114,59 @@ def test_both_refuse_what_is_no_image_to_embed(name, tmp_path):
         with pytest.raises(ValueError, match=r"\w") as caught:
             module.read_images(tmp_path / name, (8, 8, 3))
         assert type(caught.value).__name__ == "UserError"
+
+
+# A list of own images beside the images 0.png ... 5.png, and whether it can be loaded.
+LISTS = {
+    "good.csv": (b"file,label\n" + b"".join(b"%d.png,%d\n" % (i, i % 2) for i in range(6)), True),
+    "good.txt": (b"".join(b"%d.png\t%d\n" % (i, i % 2) for i in range(6)), True),
+    "windows.TXT": (b"".join(b"%d.png\t%d\r\n" % (i, i % 2) for i in range(6)), True),
+    "lines of an old Mac.csv": (b"file,label\r0.png,a\r1.png,b\r2.png,a\r", True),
+    "a quoted line break.csv": (b'file,label,note\n0.png,a,"1\n2"\n1.png,b,\n2.png,a,\n', True),
+    "a label with a line break.csv": (b'file,label\n0.png,"a\n"\n1.png,b\n2.png,a\n', False),
+    "a mark of the byte order.csv": (b"\xef\xbb\xbffile,label\n0.png,a\n1.png,b\n2.png,a\n", True),
+    "spaces count.csv": (b"file,label\n0.png, a\n1.png,a\n2.png,a\n", True),
+    "splits.csv": (b"file,label,split\n0.png,a,train\n1.png,b,train\n2.png,a,valid\n3.png,a,val\n", True),
+    "an unknown split.csv": (b"file,label,split\n0.png,a,train\n1.png,b,train\n2.png,a,\n", False),
+    "a split in capitals.csv": (b"file,label,split\n0.png,a,train\n1.png,b,train\n2.png,a,Test\n", False),
+    "a class in test alone.csv": (b"file,label,split\n0.png,a,train\n1.png,b,train\n2.png,c,test\n", False),
+    "no test images.csv": (b"file,label,split\n0.png,a,train\n1.png,b,train\n", False),
+    "semicolons.csv": (b"file;label\n0.png;a\n1.png;b\n2.png;a\n", False),
+    "two labels.csv": (b"file,label,label\n0.png,a,a\n1.png,b,b\n2.png,a,a\n", False),
+    "a field too many.csv": (b"file,label\n0.png,a,a\n1.png,b\n2.png,a\n", False),
+    "an open quote.csv": (b'file,label\n0.png,a\n1.png,b\n2.png,"a\n', False),
+    "a long field.csv": (b"file,label\n" + b"x" * 140_000 + b",a\n", False),
+    "a null.csv": (b"file,label\n0\0.png,a\n1.png,b\n2.png,a\n", False),
+    "twice.csv": (b"file,label\n0.png,a\n1.png,b\n./0.png,a\n", False),
+    "missing.txt": (b"0.png\ta\n1.png\tb\n9.png\ta\n", False),
+    "two tabs.txt": (b"0.png\ta\n1.png\tb\n2.png\ta\t1\n", False),
+    "no label.txt": (b"0.png\ta\n1.png\tb\n2.png\t\n", False),
+    "no name.txt": (b"0.png\ta\n1.png\tb\n\ta\n", False),
+    "one class.txt": (b"0.png\ta\n1.png\ta\n", False),
+    "one image a class.txt": (b"0.png\ta\n1.png\tb\n", False),
+    "not UTF-8.txt": (b"0.png\t\xff\n1.png\tb\n2.png\tb\n", False),
+    "empty.csv": (b"", False),
+    "empty.txt": (b"", False),
+    "no image.txt": (b"0.png\ta\n1.png\tb\nno image.txt\tb\n", False),
+}
+
+
+@pytest.mark.parametrize(("name", "content", "good"), [(name, *what) for name, what in LISTS.items()], ids=LISTS)
+def test_both_load_or_refuse_the_same_lists(name, content, good, tmp_path):
+    for level in range(6):
+        Image.new("L", (2, 3), level).save(tmp_path / f"{level}.png")
+    file = tmp_path / name
+    file.write_bytes(content)
+    loads = (lambda: jax_data.load(str(file), cache_dir=tmp_path / "cache"), lambda: torch_data.load(str(file)))
+    if good:
+        here, there = (load() for load in loads)
+        assert (here.name, here.class_names) == (there.name, there.class_names)
+        for one, other in ((here.train, there.train), (here.test, there.test)):
+            assert np.array_equal(one.images, other.images)
+            assert np.array_equal(one.labels, other.labels)
+    else:
+        for load in loads:
+            with pytest.raises(ValueError, match=r"\w") as caught:
+                load()
+            assert type(caught.value).__name__ == "UserError"
+            assert "\n" not in str(caught.value)

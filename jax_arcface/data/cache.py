@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 import shutil
 import tempfile
 import zlib
@@ -44,7 +45,7 @@ def fingerprint(root: Path, files: Iterable[Path], *what: object) -> str:
     digest = hashlib.sha256(ascii((_FORMAT, str(root.resolve()), *what)).encode())
     for file in files:
         stat = file.stat()
-        digest.update(ascii((str(file.relative_to(root)), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)).encode())
+        digest.update(ascii((os.path.relpath(file, root), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)).encode())
     return digest.hexdigest()[:32]
 
 

@@ -1,21 +1,16 @@
-"""The user's own images: a folder as a data set, or images without labels."""
+"""Folders of the user's own images: one with a folder for each class, or images without labels."""
 
 from __future__ import annotations
 
 import os
-import unicodedata
 from pathlib import Path
 
 import numpy as np
 
-from jax_arcface.data.cache import cached, fingerprint
-from jax_arcface.data.dataset import Dataset, Split, held_out
-from jax_arcface.data.images import PATTERNS, REFUSED_SUFFIXES, SUFFIXES, bar, read_files, read_image, size_and_grey
+from jax_arcface.data.images import PATTERNS, REFUSED_SUFFIXES, SUFFIXES, read_files
+from jax_arcface.data.listing import TEST_NAMES, Listing, is_one_line
 from jax_arcface.errors import UserError
 from jax_arcface.files import shown
-
-# The folder beside `train` whose images are the test split; the first counts where there are several.
-_TEST_FOLDERS = ("test", "val", "valid", "validation")
 
 # Each class's files, in sorted order.
 _Classes = dict[str, list[Path]]
@@ -66,54 +61,15 @@ def read_images(
     return names, read_files([folder / name for name in names], image_shape, image_fit, path.name, progress=False)
 
 
-def load_folder(root: Path, image_size: int | None, image_fit: str, cache: Path, progress: bool) -> Dataset:
-    """The folder of images as a data set; the arguments are those of `load`."""
-    train, test = _list_folder(root)
-    try:
-        key = fingerprint(root, _files(train, test), "folder", image_size, image_fit)
-    except OSError as error:  # such as a link that leads nowhere
-        raise UserError(f"{shown(error.filename)} cannot be read: {error.strerror}") from None
-    return cached(cache / f"folder-{key}", lambda: _decode_folder(root, train, test, image_size, image_fit, progress))
+def list_folder(root: Path) -> Listing:
+    """The training and the test images of a folder, in the order of class and file name.
 
-
-def _decode_folder(
-    root: Path, train: _Classes, test: _Classes, image_size: int | None, image_fit: str, progress: bool
-) -> Dataset:
-    sizes: dict[tuple[int, int], Path] = {}  # width and height, and the first image that has them
-    grey = True
-    for file in bar(_files(train, test), f"{root.name} sizes", progress):
-        size, is_grey = read_image(file, size_and_grey)
-        sizes.setdefault(size, file)
-        grey = grey and is_grey
-    if image_size is not None:
-        width = height = image_size
-    elif len(sizes) == 1:
-        ((width, height),) = sizes
-    else:
-        (one, first), (other, second) = list(sizes.items())[:2]
-        raise UserError(
-            f"images differ in size ({shown(first)} is {one[0]}x{one[1]}, {shown(second)} is {other[0]}x{other[1]}): "
-            "give an image size N, to which all are brought"
-        )
-    shape = (height, width, 1 if grey else 3)
-    labels = {name: label for label, name in enumerate(sorted(train))}
-
-    def split(classes: _Classes, which: str) -> Split:
-        images = read_files(_files(classes), shape, image_fit, f"{root.name} {which}", progress)
-        return Split(images, np.array([labels[name] for name, files in classes.items() for _ in files], np.int32))
-
-    return Dataset(root.resolve().name, split(train, "train"), split(test, "test"), tuple(labels))
-
-
-def _files(*splits: _Classes) -> list[Path]:
-    return [file for classes in splits for files in classes.values() for file in files]
-
-
-def _list_folder(root: Path) -> tuple[_Classes, _Classes]:
-    """The training and the test images of a folder; a folder without a test split gets one."""
+    Raises:
+      UserError: a folder that cannot be understood, or holds what cannot be read.
+    """
     if not os.path.isdir(root):
         raise UserError(f"{shown(root)} is not a folder: it must hold one folder of images for each class")
-    splits = [name for name in ("train", *_TEST_FOLDERS) if os.path.isdir(root / name) and _subfolders(root / name)]
+    splits = [name for name in ("train", *TEST_NAMES) if os.path.isdir(root / name) and _subfolders(root / name)]
     if splits == ["train"]:
         raise UserError(
             f"{shown(root)} has train/CLASS but no test/CLASS: add it, or put the classes' folders in the folder "
@@ -129,17 +85,15 @@ def _list_folder(root: Path) -> tuple[_Classes, _Classes]:
                 f"{shown(root / splits[1])} has classes that {root / 'train'} has not: {', '.join(strange)}"
             )
     else:
-        together = _list_classes(root)
-        _check_several(root, together)
-        labels = np.repeat(np.arange(len(together)), [len(files) for files in together.values()])
-        mask = iter(held_out(labels).tolist())
-        train, test = {}, {}
-        for name, files in together.items():
-            for file in files:
-                (test if next(mask) else train).setdefault(name, []).append(file)
-        if not test:
-            raise UserError(f"{root} has one image a class: at least one class needs two, for a test split")
-    return train, test
+        train, test = _list_classes(root), {}
+        _check_several(root, train)
+    files = [file for classes in (train, test) for of_class in classes.values() for file in of_class]
+    number = {name: label for label, name in enumerate(sorted(train))}
+    labels = [number[name] for classes in (train, test) for name, of_class in classes.items() for _ in of_class]
+    is_test = np.arange(len(files)) >= sum(map(len, train.values()))
+    return Listing(
+        root.resolve().name, root, files, np.array(labels, np.int32), tuple(number), is_test if test else None, files
+    )
 
 
 def _check_several(folder: Path, classes: _Classes) -> None:
@@ -196,5 +150,5 @@ def _is_image(folder: Path, name: str) -> bool:
 
 def _check_name(name: str, folder: Path) -> None:
     """Raises UserError for a name that cannot be written as one line of UTF-8."""
-    if any(unicodedata.category(letter) in ("Cc", "Cs", "Zl", "Zp") for letter in name):
+    if not is_one_line(name):
         raise UserError(f"the name {name!a} in {shown(folder)} is not one line of text in UTF-8: rename it")

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -46,8 +47,20 @@ _UPRIGHT = {
 }
 
 
+class Encoded(NamedTuple):
+    """An encoded image inside another file."""
+
+    name: str  # in messages, printable
+    read: Callable[[], bytes]
+
+
+def called(image: Path | Encoded) -> str:
+    """What an image is called in a message."""
+    return image.name if isinstance(image, Encoded) else shown(image)
+
+
 def read_files(
-    files: Sequence[Path], shape: tuple[int, int, int], fit: str, described: str, progress: bool
+    files: Sequence[Path | Encoded], shape: tuple[int, int, int], fit: str, described: str, progress: bool
 ) -> np.ndarray:
     """The images in these files, each given this shape: uint8 [N, H, W, C]."""
     images = np.empty((len(files), *shape), np.uint8)
@@ -56,14 +69,15 @@ def read_files(
     return images
 
 
-def read_image(file: Path, look: Callable[[Image.Image], Any]) -> Any:
+def read_image(file: Path | Encoded, look: Callable[[Image.Image], Any]) -> Any:
     """What `look` sees in the image, of which only the header has been read, as it is stored.
 
     Raises:
       UserError: no PNG, JPEG, WebP, BMP, PGM or PPM file, a damaged one, more than 8 bits a pixel, or too many pixels.
     """
-    with open_file(file, MAX_FILE_BYTES) as content:
-        kind = _format(content.read(16), file)
+    name = called(file)
+    with io.BytesIO(file.read()) if isinstance(file, Encoded) else open_file(file, MAX_FILE_BYTES) as content:
+        kind = _format(content.read(16), name)
         content.seek(0)
         try:
             with warnings.catch_warnings():  # Pillow warns of large images and of damaged EXIF data
@@ -73,28 +87,23 @@ def read_image(file: Path, look: Callable[[Image.Image], Any]) -> Any:
                         return look(image)
                     deep, (width, height) = image.mode[0] in "IF", image.size
         except Image.DecompressionBombError:
-            raise UserError(f"{shown(file)} has more than {MAX_PIXELS:,} pixels: make it smaller") from None
+            raise UserError(f"{name} has more than {MAX_PIXELS:,} pixels: make it smaller") from None
         except Exception as error:  # a damaged image can raise anything
-            raise UserError(
-                f"{shown(file)} is not an image that can be read ({brief(error)}): replace or remove it"
-            ) from None
+            raise UserError(f"{name} is not an image that can be read ({brief(error)}): replace or remove it") from None
     if deep:
-        raise UserError(f"{shown(file)} has more than 8 bits a pixel: save it with 8 bits")
+        raise UserError(f"{name} has more than 8 bits a pixel: save it with 8 bits")
     raise UserError(
-        f"{shown(file)} is {width}x{height}; at most {MAX_PIXELS:,} pixels and {MAX_SIDE:,} a side are read: "
-        "make it smaller"
+        f"{name} is {width}x{height}; at most {MAX_PIXELS:,} pixels and {MAX_SIDE:,} a side are read: make it smaller"
     )
 
 
-def _format(start: bytes, file: Path) -> str:
+def _format(start: bytes, name: str) -> str:
     start = start[:4] + b"...." + start[8:] if start[:4] == b"RIFF" else start
     for magic, kind in _FORMATS.items():
         if start.startswith(magic):
             return kind
     found = next((f"is {kind}" for magic, kind in _REFUSED.items() if start.startswith(magic)), "is not such a file")
-    raise UserError(
-        f"{shown(file)} is not an image that can be read: it {found}; save it as PNG, JPEG, WebP, BMP, PGM or PPM"
-    )
+    raise UserError(f"{name} is not an image that can be read: it {found}; save it as PNG, JPEG, WebP, BMP, PGM or PPM")
 
 
 def _area(image: Image.Image) -> int:

@@ -5,20 +5,27 @@ from __future__ import annotations
 import difflib
 import functools
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
 from jax_arcface.data.cache import cached, fingerprint
 from jax_arcface.data.dataset import Dataset, Split, held_out
-from jax_arcface.data.folders import load_folder
+from jax_arcface.data.folders import list_folder
 from jax_arcface.data.images import FITS, resize
+from jax_arcface.data.listing import Listing, load_listing
+from jax_arcface.data.lists import list_csv, list_lines
 from jax_arcface.data.prepared import download_prepared, find_prepared, read_prepared
 from jax_arcface.data.published import PUBLISHED
 from jax_arcface.errors import UserError, nearest
 
 # The data sets that have a name. A published one needs an entry in `published.PUBLISHED` and no more.
 DATASETS = ("digits", *PUBLISHED)
+
+# The user's own images: what reads them, by the file's suffix; a folder has none.
+_LISTS: dict[str, Callable[[Path], Listing]] = {".csv": list_csv, ".txt": list_lines}
+OWN_DATA = "a folder with one folder of images for each class, a .csv file or a .txt list"
 
 _DIRECTORY_VARIABLE = "ARCFACE_DATA_DIR"
 
@@ -32,7 +39,7 @@ def load(
     cache_dir: str | os.PathLike[str] | None = None,
     progress: bool = False,
 ) -> Dataset:
-    """Loads a data set by its name, or the user's own images by their folder.
+    """Loads a data set by its name, or the user's own images by their path.
 
     - `digits`: the UCI handwritten digits that scikit-learn carries, 8x8x1, with a seeded split. Needs no files.
     - `mnist`, `cifar10`: the published files in their published order, 28x28x1 and 32x32x3. They are read from
@@ -46,9 +53,11 @@ def load(
       Images are PNG, JPEG, WebP, BMP, PGM or PPM files; a GIF, TIFF, HEIF or AVIF is refused. They are turned upright
       as their EXIF data say, and grey (C = 1) where all of them are stored so, RGB otherwise. Other files, hidden ones
       and folders inside a class's folder are ignored.
+    - A `.csv` file with the columns `file`, `label` and, if wanted, `split`, or a `.txt` file of the lines "path TAB
+      label" (`lists.list_csv`, `lists.list_lines`); the images they name are read as those of a folder.
 
     Args:
-      name: one of `DATASETS`, or the path of a folder.
+      name: one of `DATASETS`, or a path.
       data_dir: where the files of `mnist` and `cifar10` are.
       image_size: height and width that images are resized to, in pixels (Pillow's bilinear filter). The default is the
         size they have, which must be the same for all.
@@ -68,7 +77,8 @@ def load(
     Traceback (most recent call last):
     ...
     jax_arcface.errors.UserError: no data set is called 'minst' (did you mean 'mnist'?): give one of digits, mnist,
-    cifar10 or the path of a folder with one folder of images for each class
+    cifar10 or the path of your own images: a folder with one folder of images for each class, a .csv file or a .txt
+    list
     """
     name = os.fspath(name)
     if image_size is not None and image_size < 1:
@@ -84,13 +94,30 @@ def load(
         raise UserError(f"a data folder ({data_dir}) has no effect on {name!r}: leave it out")
     if name == "digits":
         return resize(_digits(), image_size, progress)
-    if "/" in name or os.sep in name or os.path.isdir(name):
-        return load_folder(Path(os.path.expanduser(name)), image_size, image_fit, cache, progress)
+    if is_path(name):
+        return load_listing(list_images(name), image_size, image_fit, cache, progress)
     near = difflib.get_close_matches(name.lower(), DATASETS, n=1)
     raise UserError(
         f"no data set is called {name!r}{f' (did you mean {near[0]!r}?)' if near else ''}: give one of "
-        f"{', '.join(DATASETS)} or the path of a folder with one folder of images for each class"
+        f"{', '.join(DATASETS)} or the path of your own images: {OWN_DATA}"
     )
+
+
+def is_path(name: str) -> bool:
+    """Whether a data set's name stands for the user's own images; no file is read."""
+    return "/" in name or os.sep in name or Path(name).suffix.lower() in _LISTS or os.path.isdir(name)
+
+
+def list_images(path: str | os.PathLike[str]) -> Listing:
+    """The user's own images, not decoded: a folder, or a file that lists or holds them.
+
+    Raises:
+      UserError: a path where no such thing is.
+    """
+    path = Path(os.path.expanduser(path))
+    if not os.path.isdir(path) and (reader := _LISTS.get(path.suffix.lower())):
+        return reader(path)
+    return list_folder(path)
 
 
 def _why_no_effect(name: str) -> str:

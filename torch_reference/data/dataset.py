@@ -138,8 +138,9 @@ def test_mask(labels: np.ndarray) -> np.ndarray:
     """Which examples of an unsplit data set are its test split: bool [N], a fifth of each class, drawn with seed 0."""
     draws = generator(0, "split")
     test = np.zeros(len(labels), bool)
-    for label in np.unique(labels):
-        examples = np.flatnonzero(labels == label)
+    order = np.argsort(labels, kind="stable")
+    _, starts = np.unique(labels[order], return_index=True)
+    for examples in np.split(order, starts[1:]):
         n = len(examples)
         by_draw = examples[np.argsort(draws.random(n), kind="stable")]
         test[by_draw[: min(max(round(n / 5), 1), n - 1)]] = True

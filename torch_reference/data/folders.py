@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import os
-import unicodedata
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from torch_reference.data import _torchvision
-from torch_reference.data.dataset import Dataset, Split, test_mask
-from torch_reference.data.images import PATTERNS, fitted, is_grey, is_image, opened, upright, upright_size
+from torch_reference.data.images import PATTERNS, is_image
+from torch_reference.data.listed import SPLITS, Listed, decoded, is_text_line
 from torch_reference.errors import UserError
 from torch_reference.files import one_line
 
@@ -46,7 +44,7 @@ def read_images(
         raise UserError(f"{one_line(path)} is not there: give an image or a folder of images ({PATTERNS})")
     for name in names:
         _check_name(folder, name)
-    return names, _decode([folder / name for name in names], image_shape, image_fit)
+    return names, decoded([folder / name for name in names], image_shape, image_fit)
 
 
 def _images_below(folder: Path) -> list[str]:
@@ -60,52 +58,36 @@ def _images_below(folder: Path) -> list[str]:
     return [file.relative_to(folder).as_posix() for file in found]
 
 
-def load_folder(root: Path, image_size: int | None, image_fit: str) -> Dataset:
-    """A folder of images as a data set; the arguments are those of `load`."""
-    train, test = _list_folder(root)
-    labels = {name: label for label, name in enumerate(sorted(train))}
-    shape = _common_shape([*_files(train), *_files(test)], image_size)
+def read_folder(root: Path) -> Listed:
+    """The training and the test images of a folder, class by class.
 
-    def split(classes: _Classes) -> Split:
-        images = _decode(_files(classes), shape, image_fit)
-        return Split(images, np.array([labels[name] for name in classes for _ in classes[name]], np.int32))
-
-    return Dataset(root.resolve().name, split(train), split(test), tuple(labels))
-
-
-def _list_folder(root: Path) -> tuple[_Classes, _Classes]:
-    """The training and the test images of a folder; a folder without a test split gets one."""
+    Raises:
+      UserError: a folder that cannot be understood.
+    """
     if not os.path.isdir(root):
         raise UserError(f"{one_line(root)} is not a folder: it must hold one folder of images for each class")
 
     def has_classes(name: str) -> bool:
         return os.path.isdir(root / name) and bool(_subfolders(root / name))
 
-    test_name = next((name for name in ("test", "val", "valid", "validation") if has_classes(name)), None)
-    if has_classes("train") and test_name is not None:
-        train, test = _list_classes(root / "train"), _list_classes(root / test_name)
-        _check_several(root / "train", train)
-        if strange := sorted(test.keys() - train.keys()):
-            raise UserError(f"{root / test_name} has classes that {root / 'train'} has not: {', '.join(strange)}")
-        return train, test
-    if test_name is not None:
+    test_name = next((name for name in SPLITS[1:] if has_classes(name)), None)
+    if not has_classes("train") and test_name is not None:
         raise UserError(f"{one_line(root)} has {test_name}/CLASS but no train/CLASS: add the images to train on")
-    if has_classes("train"):
+    if has_classes("train") and test_name is None:
         raise UserError(
             f"{one_line(root)} has train/CLASS but no test/CLASS: add it, or put the classes' folders one level up to "
             "have a test split drawn"
         )
-    together = _list_classes(root)
-    _check_several(root, together)
-    labels = np.repeat(np.arange(len(together)), [len(files) for files in together.values()])
-    drawn = iter(test_mask(labels).tolist())
-    train, test = {}, {}
-    for name, files in together.items():
-        for file in files:
-            (test if next(drawn) else train).setdefault(name, []).append(file)
-    if not test:
-        raise UserError(f"{root} has one image a class: at least one class needs two, for a test split")
-    return train, test
+    train_folder = root if test_name is None else root / "train"
+    train = _list_classes(train_folder)
+    _check_several(train_folder, train)
+    test = {} if test_name is None else _list_classes(root / test_name)
+    if strange := sorted(test.keys() - train.keys()):
+        raise UserError(f"{root}/{test_name} has classes that {train_folder} has not: {', '.join(strange)}")
+    files = [file for classes in (train, test) for of_class in classes.values() for file in of_class]
+    names = [name for classes in (train, test) for name, of_class in classes.items() for _ in of_class]
+    is_test = np.arange(len(files)) >= sum(len(of_class) for of_class in train.values())
+    return Listed(root.resolve().name, root, files, names, sorted(train), is_test if test else None)
 
 
 def _check_several(folder: Path, classes: _Classes) -> None:
@@ -151,38 +133,5 @@ def _entries(folder: Path) -> list[str]:
 
 def _check_name(folder: Path, name: str) -> None:
     """Raises UserError for a name that is not one line of Unicode text."""
-    if {unicodedata.category(letter) for letter in name} & {"Cc", "Cs", "Zl", "Zp"}:
+    if not is_text_line(name):
         raise UserError(f"{one_line(folder / name)}: the name is not text on one line, in UTF-8; give it another")
-
-
-def _files(classes: _Classes) -> list[Path]:
-    return [file for files in classes.values() for file in files]
-
-
-def _common_shape(files: Sequence[Path], image_size: int | None) -> tuple[int, int, int]:
-    """Height, width and channels that all these images are brought to."""
-    sizes: dict[tuple[int, int], Path] = {}  # width and height, and the first image that has them
-    all_grey = True
-    for file in files:
-        with opened(file) as image:
-            sizes.setdefault(upright_size(image), file)
-            all_grey = all_grey and is_grey(image)
-    if image_size is not None:
-        width = height = image_size
-    elif len(sizes) == 1:
-        ((width, height),) = sizes
-    else:
-        (one, first), (other, second) = list(sizes.items())[:2]
-        raise UserError(
-            f"images differ in size ({one_line(first)} is {one[0]}x{one[1]}, {one_line(second)} is "
-            f"{other[0]}x{other[1]}): give an image size N to have all brought to NxN"
-        )
-    return height, width, 1 if all_grey else 3
-
-
-def _decode(files: Sequence[Path], shape: tuple[int, int, int], fit: str) -> np.ndarray:
-    images = np.empty((len(files), *shape), np.uint8)
-    for i, file in enumerate(files):
-        with opened(file) as image:
-            images[i] = fitted(upright(image), shape, fit)
-    return images

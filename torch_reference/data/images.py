@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import io
 import os
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,8 +41,21 @@ def is_image(file: Path) -> bool:
     return _READ.fullmatch(file.name) is not None and not os.path.isdir(file)
 
 
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """An encoded image that is part of a file; `read` gives its bytes."""
+
+    name: str
+    read: Callable[[], bytes]
+
+
+def name_of(image: Path | Record) -> str:
+    """An image's name, on one line."""
+    return image.name if isinstance(image, Record) else str(one_line(image))
+
+
 @contextlib.contextmanager
-def opened(file: Path) -> Iterator[Image]:
+def opened(file: Path | Record) -> Iterator[Image]:
     """An image, as it is stored; nothing but its header is decoded before its pixels are used.
 
     The kind is recognised by content, not by name: PNG, JPEG, WebP, BMP, PGM or PPM.
@@ -52,31 +66,27 @@ def opened(file: Path) -> Iterator[Image]:
     """
     from PIL import Image
 
-    content = read_bytes(file, _LARGEST_FILE)
+    content, name = file.read() if isinstance(file, Record) else read_bytes(file, _LARGEST_FILE), name_of(file)
     kind = _kind(content)
     if kind is None:
         what = " (it is a GIF)" if content.startswith(b"GIF8") else ""
-        raise UserError(
-            f"{one_line(file)} is not an image that can be read{what}: save it as PNG, JPEG, WebP, BMP, PGM or PPM"
-        )
+        raise UserError(f"{name} is not an image that can be read{what}: save it as PNG, JPEG, WebP, BMP, PGM or PPM")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that it is large, or that its EXIF data are damaged
             with Image.open(io.BytesIO(content), formats=[kind]) as image:
                 if image.mode.startswith(("I", "F")):
-                    raise UserError(f"{one_line(file)} has more than 8 bits a pixel: save it with 8 bits")
+                    raise UserError(f"{name} has more than 8 bits a pixel: save it with 8 bits")
                 if max(image.size) > LONGEST_SIDE or image.width * image.height > _MOST_PIXELS:
                     raise UserError(
-                        f"{one_line(file)} is {image.width}x{image.height} pixels large: at most {LONGEST_SIDE:,} a "
+                        f"{name} is {image.width}x{image.height} pixels large: at most {LONGEST_SIDE:,} a "
                         f"side and {_MOST_PIXELS:,} in all can be read"
                     )
                 yield image
     except UserError:
         raise
     except Exception as error:  # a damaged image can raise anything
-        raise UserError(
-            f"{one_line(file)} is not an image that can be read ({one_line(error)}): replace or remove it"
-        ) from None
+        raise UserError(f"{name} is not an image that can be read ({one_line(error)}): replace or remove it") from None
 
 
 def _kind(content: bytes) -> str | None:

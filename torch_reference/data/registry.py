@@ -5,18 +5,24 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
 from torch_reference.data.dataset import Dataset, Split, test_mask
-from torch_reference.data.folders import load_folder
+from torch_reference.data.folders import read_folder
 from torch_reference.data.images import FITS, resized
+from torch_reference.data.listed import Listed, decode, read_csv, read_label_list
 from torch_reference.data.published import PUBLISHED, find_published
 from torch_reference.errors import UserError, nearest
 
 # A published data set needs its entry in PUBLISHED and nothing else.
 DATASETS = ("digits", *PUBLISHED)
+
+# Files of the user's own images, by their suffix.
+_READERS: dict[str, Callable[[Path], Listed]] = {".csv": read_csv, ".txt": read_label_list}
+_OWN = "a folder with one folder of images for each class, a .csv file or a .txt list"
 
 
 def load(
@@ -26,7 +32,7 @@ def load(
     image_size: int | None = None,
     image_fit: str = "crop",
 ) -> Dataset:
-    """Loads a data set by its name, or the user's own images by their folder.
+    """Loads a data set by its name, or the user's own images by their path.
 
     - `digits`: scikit-learn's digits, 8x8x1, with a seeded split. Needs no files.
     - `mnist`, `cifar10`: the published files in their published order, 28x28x1 and 32x32x3, as torchvision lays them
@@ -38,9 +44,11 @@ def load(
       PNG, JPEG, WebP, BMP, PGM and PPM files are read, turned upright by their EXIF data; GIF, TIFF, HEIF and AVIF
       files are refused; other files, hidden ones and folders inside a class's folder are ignored. Images are grey
       (C = 1) where all of them are stored so, and RGB otherwise.
+    - A `.csv` file with the columns `file`, `label` and perhaps `split`, or a `.txt` file of lines "path TAB label":
+      the images that it names, read as those of a folder.
 
     Args:
-      name: one of `DATASETS`, or the path of a folder.
+      name: one of `DATASETS`, or a path.
       data_dir: where the files of `mnist` and `cifar10` are.
       image_size: height and width that images are resized to, in pixels (Pillow's bilinear filter). The default is the
         size they have, which must be the same for all.
@@ -67,12 +75,15 @@ def load(
         raise UserError(f"a data folder ({data_dir}) has no effect on {name!r}: leave it out")
     if name == "digits":
         return _resize(_digits(), image_size)
-    if "/" in name or os.sep in name or os.path.isdir(name):
-        return load_folder(Path(os.path.expanduser(name)), image_size, image_fit)
+    path = Path(os.path.expanduser(name))
+    if not os.path.isdir(path) and (reader := _READERS.get(path.suffix.lower())):
+        return decode(reader(path), image_size, image_fit)
+    if "/" in name or os.sep in name or os.path.isdir(path):
+        return decode(read_folder(path), image_size, image_fit)
     near = difflib.get_close_matches(name.lower(), DATASETS, n=1)
     raise UserError(
         f"no data set is called {name!r}{f' (did you mean {near[0]!r}?)' if near else ''}: give one of "
-        f"{', '.join(DATASETS)} or the path of a folder with one folder of images for each class"
+        f"{', '.join(DATASETS)} or the path of {_OWN}"
     )
 
 

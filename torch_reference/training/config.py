@@ -57,7 +57,9 @@ class TrainConfig:
     0.2
     """
 
-    dataset: str = _data("digits", help="digits, mnist, cifar10, or the path of a folder of class folders")
+    dataset: str = _data(
+        "digits", help="digits, mnist, cifar10, or a path: a folder of class folders, a .csv file or a .txt list"
+    )
     data_dir: str | None = _data(
         None,
         help="folder with the data set's files; the default is the environment variable ARCFACE_DATA_DIR, then a "
