@@ -1,4 +1,4 @@
-"""The command line: `python -m jax_arcface train|evaluate|embed|export`."""
+"""The command line: `python -m jax_arcface train|evaluate|embed|export|verify|identify`."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ _COMMANDS = {
     "evaluate": "prints and writes the accuracy and the loss of a run",
     "embed": "writes the embeddings of a data set or of image files, and prints what the images show",
     "export": "writes a trained model as ONNX, StableHLO, safetensors or PyTorch weights",
+    "verify": "says whether two images are of the same class",
+    "identify": "ranks a gallery of images by their likeness to an image",
 }
 
 

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
+from sklearn.datasets import load_digits
 
 from jax_arcface import __main__ as jax_program
 from jax_arcface.cli import train as jax_train
@@ -57,10 +59,10 @@ def flags(program, command, capsys):
     return {found.replace("--no-", "--") for found in re.findall(r"(?<!\w)--[a-z][a-z-]+", capsys.readouterr().out)}
 
 
-@pytest.mark.parametrize("command", ["train", "evaluate", "embed"])
+@pytest.mark.parametrize("command", ["train", "evaluate", "embed", "verify", "identify"])
 def test_the_same_flags(command, capsys):
     here, there = (flags(program, command, capsys) for program in PROGRAMS)
-    assert len(here) > 2
+    assert "--help" in here
     assert here - {"--help-losses"} == there - {"--help-losses"} - ONE_SIDE_ONLY.keys()
     if command == "train":
         assert there >= ONE_SIDE_ONLY.keys()
@@ -116,6 +118,12 @@ def test_flags_beside_a_file_mean_the_same(line):
         "embed nowhere",
         "embed nowhere digits",
         "embed nowhere digits --splitt test",
+        "evaluate nowhere --calibrate much",
+        "evaluate nowhere.npz --calibrate 0.1",
+        "verify nowhere one.png two.png",
+        "verify nowhere one.png",
+        "identify nowhere gallery one.png",
+        "identify",
     ],
 )
 def test_the_same_mistake_has_the_same_exit_status(words, capsys):
@@ -205,6 +213,53 @@ def flat(values, prefix=""):
             yield from flat(value, f"{prefix}{key} ")
         else:
             yield prefix + key, -1 if value is None else value
+
+
+def digits(folder, numbers):
+    """Images of scikit-learn's digits, `folder/CLASS/NUMBER.png`."""
+    held = load_digits()
+    for number in numbers:
+        path = Path(folder, str(held.target[number]), f"{number}.png")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray((255 * held.images[number].astype(int) // 16).astype(np.uint8)).save(path)
+
+
+def test_both_calibrate_verify_and_identify_alike(capsys):
+    digits("gallery", range(30))
+    digits("probe", [30])
+    (probe,) = Path("probe").rglob("*.png")
+    written, printed = [], []
+    for program, main in PROGRAMS.items():
+        shutil.copytree(runs("short").by_jax, program)
+        verify = ["verify", program, "gallery/0/0.png"]
+        assert_refused(program, " ".join([*verify, "gallery/1/1.png"]), capsys)  # not calibrated
+        for far in ("1e-9", "0", "1", "nan"):
+            assert_refused(program, f"evaluate {program} --calibrate {far}", capsys)
+            assert not Path(program, "threshold.json").exists()
+            assert not Path(program, "evaluation.json").exists()
+        assert main(["evaluate", program, "--protocol", "none", "--calibrate", "1e-2"]) == 0
+        written.append(json.loads(Path(program, "threshold.json").read_text()))
+        capsys.readouterr()
+        for other in ("gallery/0/0.png", "gallery/1/1.png"):
+            assert main([*verify, other]) == 0
+        assert main(["identify", program, "gallery", str(probe)]) == 0
+        Path(program, "threshold.json").write_text(json.dumps(written[-1] | {"threshold": 1.0}))
+        assert main(["identify", program, "gallery", str(probe)]) == 0
+        printed.append(capsys.readouterr().out.splitlines())
+        for words in ("gallery gallery", f"{probe} {probe}", f"nowhere {probe}", "gallery nowhere.png"):
+            assert_refused(program, f"identify {program} {words}", capsys)
+        for words in (f"{probe} gallery", f"nowhere.png {probe}"):
+            assert_refused(program, f"verify {program} {words}", capsys)
+        Path(program, "threshold.json").write_text('{"threshold": "much"}')
+        assert_refused(program, f"verify {program} {probe} {probe}", capsys)
+    assert written[0] == pytest.approx(written[1], abs=1e-5)
+    assert 0 < written[0]["far"] <= 1e-2
+    first, *rest = printed[0]
+    assert (first, rest[0]) == ("same", "angle      0.0 degrees")
+    assert printed[0].count("nobody") == 1
+    assert [re.split(r"[ ]{2,}", line)[:2] for line in printed[0]] == [
+        re.split(r"[ ]{2,}", line)[:2] for line in printed[1]
+    ]
 
 
 def test_both_write_files_of_the_same_names():

@@ -1,4 +1,4 @@
-"""The command line: `python -m torch_reference train|evaluate|embed`.
+"""The command line: `python -m torch_reference train|evaluate|embed|verify|identify`.
 
 Nothing is imported before `main` runs, so that it can answer Ctrl-C, and PyTorch only once a command is known, so that
 `--help` needs neither it nor time.
@@ -14,12 +14,14 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-COMMANDS = ("train", "evaluate", "embed")
+COMMANDS = ("train", "evaluate", "embed", "verify", "identify")
 USAGE = f"""usage: python -m torch_reference {{{",".join(COMMANDS)}}} ...
 
   train      trains a model and writes a run directory
   evaluate   prints and writes the accuracy and loss of a run
   embed      writes embeddings and predictions of a data set or of image files
+  verify     says whether two images are of one class
+  identify   ranks a gallery of images by their likeness to an image
 
 python -m torch_reference COMMAND --help lists a command's flags."""
 
@@ -68,7 +70,7 @@ def _answer(words: Sequence[str]) -> int:
 
 
 def _run(command: str, words: Sequence[str]) -> int:
-    from torch_reference.cli import commands
+    from torch_reference.cli import commands, verify
     from torch_reference.cli.arguments import parse
     from torch_reference.training.step import Diverged
 
@@ -77,7 +79,11 @@ def _run(command: str, words: Sequence[str]) -> int:
             return commands.train(parse(commands.TrainOptions, command, words))
         if command == "evaluate":
             return commands.evaluate(parse(commands.EvaluateOptions, command, words))
-        return commands.embed(parse(commands.EmbedOptions, command, words))
+        if command == "embed":
+            return commands.embed(parse(commands.EmbedOptions, command, words))
+        if command == "verify":
+            return verify.verify(parse(verify.VerifyOptions, command, words))
+        return verify.identify(parse(verify.IdentifyOptions, command, words))
     except Diverged as error:
         return _said(str(error), 1)
 

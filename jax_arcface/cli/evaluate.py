@@ -14,8 +14,9 @@ import numpy as np
 from jax_arcface import data
 from jax_arcface.cli import runs
 from jax_arcface.cli.arguments import Parser
+from jax_arcface.cli.threshold import Threshold, calibrate, threshold_file
 from jax_arcface.errors import UserError, nearest
-from jax_arcface.evaluation import METRICS, PROTOCOLS, Embedded, evaluate
+from jax_arcface.evaluation import METRICS, PROTOCOLS, Embedded, all_pairs, evaluate
 from jax_arcface.files import read_npz
 from jax_arcface.models.trained import load_model
 
@@ -41,6 +42,9 @@ class Options:
     """Folder with the data set's files; the default is that of the training."""
     out: Path | None = None
     """Folder for the JSON file; the default is the run directory, or the .npz file's folder."""
+    calibrate: float | None = None
+    """Write the threshold for this false accept rate into the run, for verify and identify. It is measured on what the
+    protocols compare."""
 
 
 def main(words: Sequence[str]) -> int:
@@ -50,15 +54,21 @@ def main(words: Sequence[str]) -> int:
     options = Options(**parser.parse(words))
     _protocols(options)
     path = options.run_or_npz
+    threshold = None
     if path.suffix == ".npz":
+        if options.calibrate is not None:
+            raise UserError(f"--calibrate has no effect on {path}: a threshold is kept in a run directory")
         result, out = _of_arrays(options), (options.out or path.parent) / f"{path.stem}.evaluation.json"
     else:
-        result = _of_run(options)
+        result, threshold = _of_run(options)
         name = "evaluation.json" if options.split in (None, "test") else f"evaluation-{options.split}.json"
         out = (options.out or path) / name
     runs.write_json(out, result)
     print(table(result))
     print(f"written to {out}")
+    if threshold is not None:
+        runs.write_json(threshold_file(path), dataclasses.asdict(threshold))
+        print(f"threshold {threshold}, written to {threshold_file(path)}")
     return 0
 
 
@@ -115,7 +125,8 @@ def _run_protocols(embedded: Embedded, options: Options) -> dict[str, dict[str, 
     return found
 
 
-def _of_run(options: Options) -> dict[str, Any]:
+def _of_run(options: Options) -> tuple[dict[str, Any], Threshold | None]:
+    """What is evaluated, and the threshold if one is wanted."""
     run = options.run_or_npz
     runs.check_trained(run)
     config, model = runs.read_config(run), load_model(run)
@@ -141,7 +152,15 @@ def _of_run(options: Options) -> dict[str, Any]:
         result |= {"protocol_split": "unseen", "unseen_classes": list(dataset.unseen_names)}
         embedded = Embedded(model.embed(dataset.unseen.images), np.asarray(dataset.unseen.labels), {})
         result["unseen_examples"] = len(embedded.labels)
-    return result | _run_protocols(embedded, options)
+    threshold = None if options.calibrate is None else _calibrate(embedded, options.calibrate)
+    return result | _run_protocols(embedded, options), threshold
+
+
+def _calibrate(embedded: Embedded, far: float) -> Threshold:
+    try:
+        return calibrate(all_pairs(embedded.embeddings, embedded.labels), far)
+    except ValueError as error:
+        raise UserError(f"--calibrate: {error}") from None
 
 
 def data_split(dataset: data.Dataset, which: str) -> data.Split:

@@ -7,6 +7,7 @@
     model.safetensors   the weights under PyTorch names, in PyTorch's layout
     embeddings.npz      embeddings and labels of the test split, prototypes, a linear classifier's bias, class names
     embeddings.png      a picture of them
+    evaluation.json     what `evaluate` found, and threshold.json, what `evaluate --calibrate` did
 
 Each file is written whole or not at all. A run has begun once it has `dataset.json`: a folder in which a training was
 killed before that is begun again. While a process trains in a run, it holds a lock on the folder, which ends with the
@@ -194,7 +195,7 @@ def epochs_done(run: Path) -> int:
 
 def extend(run: Path, config: TrainConfig) -> None:
     """Gives a run more epochs: it is unfinished until its embeddings are written again, and not evaluated any more."""
-    for file in (run / "embeddings.npz", *run.glob("evaluation*.json")):
+    for file in (run / "embeddings.npz", run / "threshold.json", *run.glob("evaluation*.json")):
         file.unlink(missing_ok=True)
     write_config(run, config)
 

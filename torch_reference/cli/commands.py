@@ -21,8 +21,9 @@ from torch_reference import data
 from torch_reference.cli import runs
 from torch_reference.cli.figures import draw_embeddings
 from torch_reference.cli.progress import Progress, event_writer
+from torch_reference.cli.threshold import calibrate, described
 from torch_reference.errors import UserError, nearest
-from torch_reference.evaluation import PROTOCOLS, accuracy, metrics
+from torch_reference.evaluation import PROTOCOLS, accuracy, all_pairs, metrics
 from torch_reference.files import read_npz
 from torch_reference.models import weights
 from torch_reference.models.trained import Model, load_model
@@ -32,11 +33,11 @@ from torch_reference.training.state import TrainState
 from torch_reference.training.step import learning_rate
 
 DEVICES = ("cpu", "cuda", "mps")
-_DEVICE_HELP = "where to compute: cpu, cuda or mps; by default cuda where there is one, else cpu"
+DEVICE_HELP = "where to compute: cpu, cuda or mps; by default cuda where there is one, else cpu"
 INTERRUPTED = 130  # the exit status
 
 
-def _argument(name: str, help: str) -> Any:
+def argument(name: str, help: str) -> Any:
     """A field that is a positional argument."""
     return dataclasses.field(metadata={"positional": name, "help": help})
 
@@ -59,7 +60,7 @@ class TrainOptions:
         1, "run", "epochs between two checkpoints, of which the latest is kept; 0 writes none but at Ctrl-C"
     )
     tensorboard: bool = option(False, "run", "write TensorBoard events into the run directory")
-    device: str | None = option(None, "run", _DEVICE_HELP)
+    device: str | None = option(None, "run", DEVICE_HELP)
     channels_last: bool = option(False, "run", "lay images out channel by channel, which some convolutions like")
     compile: bool = option(False, "run", "compile the backbone (needs a C++ compiler on a CPU)")
     deterministic: bool = option(False, "run", "deterministic algorithms only: the same bits on a GPU too")
@@ -73,7 +74,7 @@ class EvaluateOptions:
     The protocols compare embeddings with each other; where the run held classes out, those of the unseen classes.
     """
 
-    run_or_npz: Path = _argument(  # noqa: RUF009
+    run_or_npz: Path = argument(  # noqa: RUF009
         "RUN_OR_NPZ",
         "run directory, or .npz file with embeddings [N, D], labels [N] (and prototypes [C, D] and a bias [C])",
     )
@@ -90,15 +91,21 @@ class EvaluateOptions:
         "the protocols unseen where there is one",
     )
     data_dir: str | None = option(None, "options", "folder with the data set's files; by default that of the training")
-    device: str | None = option(None, "options", _DEVICE_HELP)
+    calibrate: float | None = option(
+        None,
+        "options",
+        "write the threshold with this false accept rate into the run, for verify and identify; it is measured on what "
+        "the protocols compare",
+    )
+    device: str | None = option(None, "options", DEVICE_HELP)
 
 
 @dataclasses.dataclass(frozen=True)
 class EmbedOptions:
     """Writes embeddings and predictions of a data set or of image files as an .npz file."""
 
-    run: Path = _argument("RUN", "run directory")  # noqa: RUF009
-    input: str = _argument("INPUT", "a data set's name, an image file, or a folder of images")
+    run: Path = argument("RUN", "run directory")  # noqa: RUF009
+    input: str = argument("INPUT", "a data set's name, an image file, or a folder of images")
     out: Path | None = option(  # noqa: RUF009
         None,
         "options",
@@ -107,7 +114,7 @@ class EmbedOptions:
     )
     split: str = option("test", "options", "split of a data set", choices=("test", "train"))
     data_dir: str | None = option(None, "options", "folder with the data set's files")
-    device: str | None = option(None, "options", _DEVICE_HELP)
+    device: str | None = option(None, "options", DEVICE_HELP)
 
 
 # ---- train
@@ -120,7 +127,7 @@ def train(options: TrainOptions) -> int:
         raise UserError(f"--checkpoint-every is {options.checkpoint_every}; it must be at least 0")
     if options.resume and out is None:
         raise UserError("--resume needs --out, the run directory")
-    machine = Machine(_device(options.device), options.channels_last, options.compile)
+    machine = Machine(find_device(options.device), options.channels_last, options.compile)
     out = out or _new_folder(config)
     resumes = options.resume and runs.is_run(out)
     if not resumes:
@@ -291,7 +298,7 @@ def _check_compiler(device: str) -> None:
         ) from None
 
 
-def _device(name: str | None) -> str:
+def find_device(name: str | None) -> str:
     """The device of that name, found to be there, with convolutions in float32 where float32 is asked for."""
     available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if name is None:
@@ -312,7 +319,10 @@ def evaluate(options: EvaluateOptions) -> int:
     """Accuracy and loss of a run on a split, or the accuracy of embeddings from a file."""
     path = options.run_or_npz
     _protocols(options)
+    threshold = None
     if path.suffix == ".npz":
+        if options.calibrate is not None:
+            raise UserError(f"--calibrate has no effect on {path}: it writes into a run directory")
         if options.split is not None or options.data_dir is not None:
             raise UserError(f"--split and --data-dir have no effect on {path}, which holds its own examples")
         if options.device is not None:
@@ -324,18 +334,22 @@ def evaluate(options: EvaluateOptions) -> int:
         result = {"examples": len(embedded.labels), **classified, **_measure(embedded, options)}
         target = (options.out or path.parent) / f"{path.stem}.evaluation.json"
     else:
-        result = _evaluate_run(path, options)
+        result, threshold = _evaluate_run(path, options)
         suffix = "" if options.split in (None, "test") else f"-{options.split}"
         target = (options.out or path) / f"evaluation{suffix}.json"
     runs.write_json(target, result)
     print(metrics.shown(result))
     print(f"written to {target}")
+    if threshold is not None:
+        runs.write_json(path / "threshold.json", threshold)
+        print(f"threshold {described(threshold)}, written to {path / 'threshold.json'}")
     return 0
 
 
-def _evaluate_run(run: Path, options: EvaluateOptions) -> dict[str, Any]:
+def _evaluate_run(run: Path, options: EvaluateOptions) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """What is evaluated, and the threshold if one is wanted."""
     config = runs.read_config(run)
-    model = load_model(run, _device(options.device))
+    model = load_model(run, find_device(options.device))
     done = max((record["epoch"] for record in runs.read_metrics(run)), default=0)
     if done < config.epochs:
         print(f"{run} is unfinished, after {done} of {config.epochs} epochs; go on with: train --resume --out {run}")
@@ -354,7 +368,13 @@ def _evaluate_run(run: Path, options: EvaluateOptions) -> dict[str, Any]:
         embedded = metrics.Evaluated(model.embed(dataset.unseen.images), dataset.unseen.labels, {})
         result |= {"protocol_split": "unseen", "unseen_classes": list(dataset.unseen_names)}
         result["unseen_examples"] = len(dataset.unseen.labels)
-    return result | _measure(embedded, options)
+    threshold = None
+    if options.calibrate is not None:
+        try:
+            threshold = calibrate(all_pairs(embedded.embeddings, embedded.labels), options.calibrate)
+        except ValueError as error:
+            raise UserError(f"no threshold: {error}") from None
+    return result | _measure(embedded, options), threshold
 
 
 def _protocols(options: EvaluateOptions) -> list[str]:
@@ -379,7 +399,7 @@ def _measure(embedded: metrics.Evaluated, options: EvaluateOptions) -> dict[str,
 
 def embed(options: EmbedOptions) -> int:
     """Embeddings and predictions of a data set's split, or of image files."""
-    model = load_model(options.run, _device(options.device))
+    model = load_model(options.run, find_device(options.device))
     if options.input in data.DATASETS:
         images, labels = _images_of(options, model)
         found = {"labels": labels}

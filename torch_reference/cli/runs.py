@@ -129,7 +129,7 @@ def extend(run: Path, config: TrainConfig) -> None:
 
     The embeddings and what was evaluated go; the weights, which `evaluate` reads, stay until there are new ones.
     """
-    for file in (run / "embeddings.npz", *run.glob("evaluation*.json")):
+    for file in (run / "embeddings.npz", run / "threshold.json", *run.glob("evaluation*.json")):
         file.unlink(missing_ok=True)
     write_json(run / "config.json", dataclasses.asdict(config))
 
