@@ -58,18 +58,16 @@ def main(words: Sequence[str]) -> int:
         files, images = data.read_images(Path(options.input), model.image_shape, image_fit=config.image_fit)
         extra["files"] = np.array(files)
     embeddings = model.embed(images)
-    predictions = predict(embeddings, model.prototypes, model.bias)
+    predictions = predict(embeddings, model.classes["prototypes"], model.bias)
     if "files" in extra:
         _print_predictions(model, files, embeddings, predictions)
-    if model.bias is not None:
-        extra["bias"] = model.bias
     out = options.out or options.run / f"embeddings-{name}.npz"
     runs.write_npz(
         out,
         embeddings=embeddings,
         predictions=predictions,
-        prototypes=model.prototypes,
         class_names=np.array(model.class_names),
+        **model.classes,
         **extra,
     )
     print(f"{len(embeddings):,} embeddings of dimension {embeddings.shape[1]} written to {out}")
@@ -98,7 +96,8 @@ def _shown(shape: tuple[int, int, int]) -> str:
 def _print_predictions(model: Model, files: Sequence[str], embeddings: np.ndarray, predictions: np.ndarray) -> None:
     """A line a file: the predicted class, and the angle to its nearest prototype with its cosine."""
     unit = embeddings / np.maximum(np.linalg.norm(embeddings, axis=1, keepdims=True), 1e-12)
-    prototypes = model.prototypes.reshape(len(model.prototypes), -1, embeddings.shape[1])[predictions]
+    prototypes = model.classes["prototypes"]
+    prototypes = prototypes.reshape(len(prototypes), -1, embeddings.shape[1])[predictions]
     prototypes = prototypes / np.maximum(np.linalg.norm(prototypes, axis=2, keepdims=True), 1e-12)
     cosines = np.clip(np.einsum("nd,nkd->nk", unit, prototypes).max(axis=1), -1, 1)
     names = [model.class_names[number] for number in predictions]

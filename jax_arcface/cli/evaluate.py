@@ -144,9 +144,8 @@ def _of_run(options: Options) -> tuple[dict[str, Any], Threshold | None]:
     embedded = Embedded(model.embed(split.images), np.asarray(split.labels), {})
     result["examples"] = len(embedded.labels)
     if which != "unseen":
-        owned = {"prototypes": model.prototypes} | ({} if model.bias is None else {"bias": model.bias})
         step = records[-1]["step"] if (records := runs.read_metrics(run)) else 0
-        embedded = embedded._replace(owned=owned, objective=config.objective, step=step)
+        embedded = embedded._replace(owned=model.classes, objective=config.objective, step=step)
         result |= evaluate(embedded)
     if options.split is None and dataset.unseen is not None:
         result |= {"protocol_split": "unseen", "unseen_classes": list(dataset.unseen_names)}

@@ -267,7 +267,7 @@ def _finish(run: Path, config: TrainConfig, dataset: data.Dataset, state: TrainS
     runs.write_weights(run, state.weights)
     model = load_model(run)
     embeddings, labels = model.embed(dataset.test.images), np.asarray(dataset.test.labels)
-    reached = f"test accuracy {100 * accuracy(embeddings, model.prototypes, labels, model.bias):.2f} %"
+    reached = f"test accuracy {100 * accuracy(embeddings, model.classes['prototypes'], labels, model.bias):.2f} %"
     print(f"{reached}  ({len(labels):,} images; trained in {seconds:.1f} s)")
     print(f"run directory {run}")
     margin = "" if config.margin is None else f", margin {config.margin:g}"
@@ -276,7 +276,7 @@ def _finish(run: Path, config: TrainConfig, dataset: data.Dataset, state: TrainS
             run / "embeddings.png",
             embeddings,
             labels,
-            model.prototypes,
+            model.classes["prototypes"],
             dataset.class_names,
             title=f"{dataset.name}, {config.loss}{margin}: {reached}",
             true_length=model.bias is not None,
@@ -288,9 +288,8 @@ def _finish(run: Path, config: TrainConfig, dataset: data.Dataset, state: TrainS
         run / "embeddings.npz",
         embeddings=embeddings,
         labels=labels,
-        prototypes=model.prototypes,
         class_names=np.array(dataset.class_names),
-        **({} if model.bias is None else {"bias": model.bias}),
+        **model.classes,
     )
 
 

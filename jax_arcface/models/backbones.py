@@ -13,6 +13,7 @@ from typing import Any
 
 from jax_arcface.models.airnet import AirNet
 from jax_arcface.models.lenet import LeNet
+from jax_arcface.models.mobilefacenet import MobileFaceNetReLU6
 from jax_arcface.models.resnet import ResNet
 
 BACKBONES: dict[str, Callable[..., Any]] = {
@@ -20,4 +21,5 @@ BACKBONES: dict[str, Callable[..., Any]] = {
     "resnet20": functools.partial(ResNet, stages=(16, 32, 64), blocks=3, project=False),
     "resnet18": functools.partial(ResNet, stages=(64, 128, 256, 512), blocks=2, project=True),
     "airnet": AirNet,
+    "mobilefacenet_relu6": MobileFaceNetReLU6,
 }

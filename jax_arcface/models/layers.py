@@ -11,7 +11,7 @@ from flax import nnx
 from jax import Array
 from jax.typing import DTypeLike
 
-from jax_arcface.cpu import Implementation, channel_sums, convolve, prelu
+from jax_arcface.cpu import Implementation, channel_sums, convolve, grouped_convolve, prelu
 from jax_arcface.cpu.operations import Operation, Transpose, compute
 
 
@@ -145,13 +145,14 @@ class Conv(nnx.Module):
 
     Args:
       inputs, outputs: channels.
-      size: the kernel's side.
+      size: the kernel's side, or (height, width).
       stride: down and right.
-      padding: pixels on each side; None takes size // 2.
+      padding: pixels on each side; None takes half of the size, rounded down.
+      groups: of channels, each computed from its own share of the inputs.
       use_bias: whether there is one.
       dtype: of the computation; None takes that of images and kernel together.
-      implementation: as in `convolve`.
-      rngs: for the initial kernel, [size, size, inputs, outputs].
+      implementation: as in `convolve`; without effect on groups.
+      rngs: for the initial kernel, [height, width, inputs / groups, outputs].
 
     >>> Conv(3, 8, 5, stride=2, rngs=nnx.Rngs(0))(jnp.ones((1, 32, 32, 3))).shape
     (1, 16, 16, 8)
@@ -161,29 +162,34 @@ class Conv(nnx.Module):
         self,
         inputs: int,
         outputs: int,
-        size: int,
+        size: int | tuple[int, int],
         *,
         stride: int = 1,
         padding: int | None = None,
+        groups: int = 1,
         use_bias: bool = True,
         dtype: DTypeLike | None = None,
         implementation: Implementation = "auto",
         rngs: nnx.Rngs,
     ):
         draw = nnx.initializers.lecun_normal()
-        self.kernel = nnx.Param(draw(rngs.params(), (size, size, inputs, outputs)))
+        height, width = (size, size) if isinstance(size, int) else size
+        self.kernel = nnx.Param(draw(rngs.params(), (height, width, inputs // groups, outputs)))
         self.bias = nnx.Param(jnp.zeros(outputs)) if use_bias else None
-        self.stride, self.dtype = stride, dtype
-        self.padding = size // 2 if padding is None else padding
+        self.stride, self.groups, self.dtype = stride, groups, dtype
+        self.padding = tuple((side // 2 if padding is None else padding,) * 2 for side in (height, width))
         self.implementation: Implementation = implementation
 
     def __call__(self, x: Array) -> Array:
         """[B, H, W, I] to [B, H', W', O]."""
         kernel, bias = self.kernel[...], None if self.bias is None else self.bias[...]
         dtype = jnp.result_type(x, kernel) if self.dtype is None else self.dtype
-        strides, padding = (self.stride, self.stride), ((self.padding, self.padding),) * 2
+        strides = (self.stride, self.stride)
         x, kernel = x.astype(dtype), kernel.astype(dtype)
-        return convolve(x, kernel, strides, padding, bias, implementation=self.implementation)
+        if self.groups > 1:
+            y = grouped_convolve(x, kernel, strides, self.padding, self.groups)
+            return y if bias is None else y + bias.astype(dtype)
+        return convolve(x, kernel, strides, self.padding, bias, implementation=self.implementation)
 
 
 @jax.custom_jvp
@@ -280,6 +286,31 @@ def _global_max_pool_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple
     return tuple(jnp.take_along_axis(each, first, axis=1)[:, 0] for each in (pixels, tangent))  # type: ignore[return-value]
 
 
+class Dropout(nnx.Dropout):
+    """Dropout whose mask may be given.
+
+    Args:
+      rate: share of features dropped in training, in [0, 1).
+      features: how many there are.
+      rngs: their stream `dropout` draws masks that are not given.
+    """
+
+    def __init__(self, rate: float, features: int, *, rngs: nnx.Rngs):
+        super().__init__(rate, rngs=rngs if rate > 0 else None)
+        self.features = features
+
+    def __call__(self, x: Array, mask: Array | None = None) -> Array:  # type: ignore[override]
+        """[B, F] to [B, F]; `mask`, bool [B, F], is true where a feature is kept in training."""
+        if mask is None:
+            return super().__call__(x)
+        return x if self.deterministic else jnp.where(mask, x / (1 - self.rate), 0)
+
+
+def dropout_of(backbone: nnx.Module) -> Dropout:
+    """A backbone's dropout layer; each of `BACKBONES` has one."""
+    return next(module for _, module in nnx.iter_modules(backbone) if isinstance(module, Dropout))
+
+
 class Embedding(nnx.Module):
     """The embedding layer: batch norm - dropout - fully connected - batch norm (ArcFace, section 3.1, "option E").
 
@@ -300,10 +331,10 @@ class Embedding(nnx.Module):
         dtype: DTypeLike | None = None,
         rngs: nnx.Rngs,
     ):
-        self.dropout = nnx.Dropout(dropout, rngs=rngs if dropout > 0 else None)
-        self.features = shape[0] * shape[1] * shape[2]
+        features = shape[0] * shape[1] * shape[2]
+        self.dropout = Dropout(dropout, features, rngs=rngs)
         self.bn1 = BatchNorm(shape[2])
-        self.fc = nnx.Linear(self.features, embedding_dim, use_bias=False, dtype=dtype, rngs=rngs)
+        self.fc = nnx.Linear(features, embedding_dim, use_bias=False, dtype=dtype, rngs=rngs)
         self.bn2 = BatchNorm(embedding_dim)
 
     def __call__(self, x: Array, dropout_mask: Array | None = None) -> Array:
@@ -312,13 +343,12 @@ class Embedding(nnx.Module):
         `dropout_mask`, bool [B, C H W], is true where a feature is kept in training; where None, it is drawn from the
         stream `dropout` of `rngs`.
         """
-        x = self.bn1(x)
-        x = x.transpose(0, 3, 1, 2).reshape(x.shape[0], -1)  # channel, row, column: PyTorch's order
-        if dropout_mask is None:
-            x = self.dropout(x)
-        elif not self.dropout.deterministic:
-            x = jnp.where(dropout_mask, x / (1 - self.dropout.rate), 0)
-        return self.bn2(self.fc(x))
+        return self.bn2(self.fc(self.dropout(flattened(self.bn1(x)), dropout_mask)))
+
+
+def flattened(x: Array) -> Array:
+    """[B, H, W, C] to [B, C H W], in PyTorch's order: channel, row, column."""
+    return x.transpose(0, 3, 1, 2).reshape(x.shape[0], -1)
 
 
 def scaled(channels: int, width: float) -> int:

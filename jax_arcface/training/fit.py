@@ -31,6 +31,7 @@ from jax_arcface.models import weights
 from jax_arcface.models.backbones import BACKBONES
 from jax_arcface.models.heads import Head, LossState
 from jax_arcface.models.images import ImageShape, normalise
+from jax_arcface.models.layers import dropout_of
 from jax_arcface.models.trained import make_embed
 from jax_arcface.training import state as states
 from jax_arcface.training.config import TrainConfig
@@ -482,10 +483,10 @@ def _steps_per_epoch(config: TrainConfig, dataset: Dataset) -> int:
 
 def config_draws(config: TrainConfig, model: Model) -> Callable[[int], Mapping[str, np.ndarray]] | None:
     """What a step draws by docs/recipe.md, in both programs alike."""
-    backbone: Any = model.backbone
-    features, size, seed = backbone.embedding.features, config.batch_size, config.seed
+    size, seed = config.batch_size, config.seed
     drawn: dict[str, Callable[[int], np.ndarray]] = {}
     if config.dropout > 0:
+        features = dropout_of(model.backbone).features
         drawn["dropout"] = lambda step: dropout_mask(seed, step, size, features, config.dropout)
     if "normal" in config.objective.draws:
         drawn["normal"] = lambda step: normal_draws(seed, step, size)

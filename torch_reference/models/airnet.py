@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from torch_reference.models.layers import Backbone, EmbeddingLayer, check_size, scaled
+from torch_reference.models.layers import EmbeddedFeatures, EmbeddingLayer, check_size, scaled
 
 
 class _AirBlock(nn.Module):
@@ -23,7 +23,7 @@ class _AirBlock(nn.Module):
         return F.gelu(self.bn2(self.conv2(x)))
 
 
-class AirNet(Backbone):
+class AirNet(EmbeddedFeatures):
     """A fixed whitening convolution, three blocks, and the maximum over the pixels.
 
     Args:

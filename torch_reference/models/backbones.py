@@ -8,6 +8,7 @@ from torch_reference.errors import UserError, nearest
 from torch_reference.models.airnet import AirNet
 from torch_reference.models.layers import Backbone
 from torch_reference.models.lenet import LeNet
+from torch_reference.models.mobilefacenet import MobileFaceNetReLU6
 from torch_reference.models.resnet import ResNet
 
 # From (image_shape, embedding_dim, width, dropout) to a network.
@@ -16,6 +17,7 @@ BACKBONES: dict[str, Callable[..., Backbone]] = {
     "resnet20": ResNet.resnet20,
     "resnet18": ResNet.resnet18,
     "airnet": AirNet,
+    "mobilefacenet_relu6": MobileFaceNetReLU6,
 }
 
 

@@ -53,8 +53,11 @@ def test_airnet_has_the_recipes_layers():
     assert not any(n.endswith("conv1.bias") or n == "whiten.bias" for n in weights(model))
 
 
-@pytest.mark.parametrize("name", ["lenet", "resnet20", "resnet18", "airnet"])
-@pytest.mark.parametrize("size", [(9, 9), (13, 10)])
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [(name, size) for name in ("lenet", "resnet20", "resnet18", "airnet") for size in ((9, 9), (13, 10))]
+    + [("mobilefacenet_relu6", size) for size in ((16, 16), (17, 33))],
+)
 def test_any_size_from_the_smallest_on_works(name, size):
     model = make_backbone(name, (*size, 2), 5, width=0.05).eval()
     assert model(torch.randn(3, 2, *size)).shape == (3, 5)
@@ -68,7 +71,9 @@ def test_width_rounds_ties_to_even_and_leaves_one_channel():
     assert AirNet((9, 9, 3), 2, width=1e-3).whiten.out_channels == 24
 
 
-@pytest.mark.parametrize(("name", "size"), [("lenet", 8), ("airnet", 9), ("resnet20", 4), ("resnet18", 8)])
+@pytest.mark.parametrize(
+    ("name", "size"), [("lenet", 8), ("airnet", 9), ("resnet20", 4), ("resnet18", 8), ("mobilefacenet_relu6", 16)]
+)
 def test_too_small_images_are_refused(name, size):
     make_backbone(name, (size, size, 1), 2, width=0.1)
     with pytest.raises(

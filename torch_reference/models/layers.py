@@ -8,6 +8,27 @@ from torch import Tensor, nn
 from torch_reference.errors import UserError
 
 
+class Dropout(nn.Module):
+    """Dropout whose mask may be given.
+
+    Args:
+      rate: the share of features that is dropped in training, 0 <= p < 1.
+      features: how many there are.
+    """
+
+    def __init__(self, rate: float, features: int):
+        super().__init__()
+        self.rate, self.features = rate, features
+
+    def forward(self, x: Tensor, keep: Tensor | None = None) -> Tensor:
+        """Features [B, F]: in training those that `keep`, bool [B, F], marks, or that are drawn where it is None."""
+        if not self.training or self.rate == 0:
+            return x
+        if keep is None:
+            keep = torch.rand_like(x, dtype=torch.float32) >= self.rate
+        return torch.where(keep, x / (1 - self.rate), 0.0)
+
+
 class EmbeddingLayer(nn.Module):
     """From feature maps to embeddings: batch norm - dropout - flatten - linear - batch norm (ArcFace, section 3.1).
 
@@ -19,7 +40,7 @@ class EmbeddingLayer(nn.Module):
 
     def __init__(self, channels: int, height: int, width: int, embedding_dim: int, dropout: float = 0.0):
         super().__init__()
-        self.dropout = dropout
+        self.dropout = Dropout(dropout, channels * height * width)
         self.bn1 = nn.BatchNorm2d(channels)
         self.fc = nn.Linear(channels * height * width, embedding_dim, bias=False)
         self.bn2 = nn.BatchNorm1d(embedding_dim)
@@ -31,16 +52,24 @@ class EmbeddingLayer(nn.Module):
           keep: bool [B, C H W], the features that are not dropped; in training it is drawn where None, and in
             evaluation nothing is dropped.
         """
-        x = self.bn1(features).flatten(1)
-        if self.training and self.dropout > 0:
-            if keep is None:
-                keep = torch.rand_like(x, dtype=torch.float32) >= self.dropout
-            x = torch.where(keep, x / (1 - self.dropout), 0.0)
-        return self.bn2(self.fc(x))
+        return self.bn2(self.fc(self.dropout(self.bn1(features).flatten(1), keep)))
 
 
 class Backbone(nn.Module):
-    """A network from images to embeddings; a subclass gives the layers below its `embedding`."""
+    """A network from normalised images [B, C, H, W] to embeddings [B, D]."""
+
+    def forward(self, images: Tensor, keep: Tensor | None = None) -> Tensor:
+        """Embeddings; `keep` as in `Dropout.forward`."""
+        raise NotImplementedError
+
+
+def dropout_of(backbone: Backbone) -> Dropout:
+    """The dropout layer that each of `BACKBONES` has."""
+    return next(module for module in backbone.modules() if isinstance(module, Dropout))
+
+
+class EmbeddedFeatures(Backbone):
+    """A backbone that ends in the embedding layer; a subclass gives the layers below its `embedding`."""
 
     embedding: EmbeddingLayer
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from torch_reference.models.layers import Backbone, EmbeddingLayer, check_size, scaled
+from torch_reference.models.layers import EmbeddedFeatures, EmbeddingLayer, check_size, scaled
 
 
 class _LeNetStage(nn.Module):
@@ -22,7 +22,7 @@ class _LeNetStage(nn.Module):
         return F.max_pool2d(x, 2)
 
 
-class LeNet(Backbone):
+class LeNet(EmbeddedFeatures):
     """LeNet++ of Wen et al. ("A discriminative feature learning approach", ECCV 2016).
 
     Args:

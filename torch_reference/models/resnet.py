@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from torch_reference.models.layers import Backbone, EmbeddingLayer, check_size, scaled
+from torch_reference.models.layers import EmbeddedFeatures, EmbeddingLayer, check_size, scaled
 
 
 class _PaddedShortcut(nn.Module):
@@ -46,7 +46,7 @@ class _BasicBlock(nn.Module):
         return F.relu(y + self.shortcut(x))
 
 
-class ResNet(Backbone):
+class ResNet(EmbeddedFeatures):
     """A ResNet for small images: a 3x3 convolution, stages of basic blocks, the mean over the pixels.
 
     Args:

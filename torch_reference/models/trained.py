@@ -1,9 +1,9 @@
-"""A trained model, from the run directory of either program: `load_model(run).predict(images)`."""
+"""A trained model, from a run directory of either program or published weights: `load_model(run).predict(images)`."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch_reference.errors import UserError
 from torch_reference.files import read_dataset, read_json, read_safetensors
 from torch_reference.losses.softmax import linear_logits
 from torch_reference.losses.vectors import cosines
-from torch_reference.models import weights
+from torch_reference.models import published, weights
 from torch_reference.models.backbones import BACKBONES, make_backbone
 from torch_reference.models.layers import Backbone, normalise
 
@@ -25,8 +25,9 @@ class Model:
     Args:
       backbone: from normalised images to embeddings.
       image_shape: (H, W, C) of the images that it takes.
-      class_names: each class's name, [C].
-      prototypes: [C, D], or [C, K, D] with sub-centres.
+      embedding_dim: D.
+      class_names: each class's name, [C]; published weights have none.
+      prototypes: [C, D], or [C, K, D] with sub-centres; None without classes.
       bias: [C], of a linear classifier; None where the nearest prototype counts.
       mean, std: each channel's, [C], in grey levels.
       precision: float32 or bfloat16.
@@ -36,24 +37,31 @@ class Model:
         self,
         backbone: Backbone,
         image_shape: tuple[int, int, int],
+        embedding_dim: int,
         class_names: tuple[str, ...],
-        prototypes: np.ndarray,
+        prototypes: np.ndarray | None,
         bias: np.ndarray | None,
         mean: np.ndarray,
         std: np.ndarray,
         precision: str = "float32",
     ):
         self.backbone = backbone.eval()
-        self.image_shape, self.class_names = image_shape, class_names
-        self.prototypes, self.bias = prototypes, bias
-        self.precision = precision
+        self.image_shape, self.embedding_dim = image_shape, embedding_dim
+        self.class_names, self.prototypes, self.bias = class_names, prototypes, bias
+        self.mean, self.std, self.precision = mean, std, precision
         self.device = next(backbone.parameters()).device
         # rounded to float32 from float64, as in the training
         self._mean, self._scale = (torch.from_numpy(np.float32(value)).to(self.device) for value in (mean, 1 / std))
 
     @property
     def classes(self) -> dict[str, np.ndarray]:
-        """What it classifies by: `prototypes`, and `bias` if there is one."""
+        """What it classifies by: `prototypes`, and `bias` if there is one.
+
+        Raises:
+          ValueError: it has no classes.
+        """
+        if self.prototypes is None:
+            raise ValueError("the model has no classes, as it comes from published weights: it can only embed")
         return {"prototypes": self.prototypes} | ({} if self.bias is None else {"bias": self.bias})
 
     @torch.no_grad()
@@ -70,7 +78,7 @@ class Model:
         if images.dtype != np.uint8 or images.shape[1:] != self.image_shape:
             shape = ", ".join(map(str, self.image_shape))
             raise ValueError(f"images are {images.dtype} {images.shape}; the model takes uint8 (N, {shape})")
-        found = [np.empty((0, self.prototypes.shape[-1]), np.float32)]
+        found = [np.empty((0, self.embedding_dim), np.float32)]
         for start in range(0, len(images), batch_size):
             x = normalise(torch.tensor(images[start : start + batch_size], device=self.device), self._mean, self._scale)
             with network_precision(self.precision, self.device):
@@ -79,8 +87,13 @@ class Model:
 
     @torch.no_grad()
     def predict(self, images: np.ndarray, batch_size: int = 500) -> np.ndarray:
-        """The class of each image, int64 [N]: an index into `class_names`; `images` as in `embed`."""
-        w, b = torch.from_numpy(self.prototypes), None if self.bias is None else torch.from_numpy(self.bias)
+        """The class of each image, int64 [N]: an index into `class_names`; `images` as in `embed`.
+
+        Raises:
+          ValueError: it has no classes, or as `embed`.
+        """
+        owned = {name: torch.from_numpy(array) for name, array in self.classes.items()}
+        w, b = owned["prototypes"], owned.get("bias")
         found = [np.empty(0, np.int64)]
         for start in range(0, len(images), batch_size):
             x = torch.from_numpy(self.embed(images[start : start + batch_size], batch_size))
@@ -89,20 +102,57 @@ class Model:
         return np.concatenate(found)
 
 
-def load_model(run: str | Path, device: str | torch.device = "cpu") -> Model:
-    """The model of a run directory, whichever program trained it.
+def load_model(
+    path: str | Path, device: str | torch.device = "cpu", normalise: published.Normalise | None = None
+) -> Model:
+    """The model of a run directory, whichever program trained it, or of a file of published weights.
+
+    A file's network is recognised by the names and shapes of its tensors (`models/published.py`); its model embeds and
+    has no classes.
 
     Args:
-      run: the directory, with `config.json`, `dataset.json` and `model.safetensors`.
+      path: the run directory, with `config.json`, `dataset.json` and `model.safetensors`; or a file, `.pt`, `.pth` or
+        `.safetensors`.
       device: where its network computes.
+      normalise: how a file's network takes its images: "half" (-1 to 1) or "imagenet" (ImageNet's mean and deviation);
+        where None, as that network is known to.
 
     Raises:
-      UserError: no run directory, or one without a trained model.
+      UserError: no run directory, or one without a trained model; a file that cannot be read or is of no known network;
+        a normalisation that is not known, or any with a run, which has its own.
 
         model = load_model("runs/digits")
         model.predict(images)  # uint8 [N, H, W, C] -> int64 [N]
     """
-    run = Path(run)
+    path = Path(path)
+    if published.is_weights(path) and not path.is_dir():
+        return _published(path, device, normalise)
+    if normalise is not None:
+        raise UserError(f"{path} is a run, which has its images' mean and deviation: give no normalisation")
+    return _trained(path, device)
+
+
+def _published(path: Path, device: str | torch.device, normalise: str | None) -> Model:
+    """The model of a file of weights."""
+    arrays = published.read_weights(path)
+    network = published.recognise(arrays, path)
+    name = network.normalise if normalise is None else normalise
+    if name not in published.NORMALISATIONS:
+        raise UserError(f"no normalisation is called {name!r}: {' or '.join(published.NORMALISATIONS)}")
+    mean, std = published.NORMALISATIONS[name]
+
+    def make() -> Backbone:
+        return make_backbone(network.backbone, network.image_shape, network.embedding_dim, network.width)
+
+    try:
+        backbone = _filled(make, arrays)
+    except ValueError as error:
+        raise UserError(f"{path} looks like {network.backbone}, but {error}") from None
+    return Model(backbone.to(device), network.image_shape, network.embedding_dim, (), None, None, mean, std)
+
+
+def _trained(run: Path, device: str | torch.device) -> Model:
+    """The model of a run."""
     if not (run / "config.json").is_file():
         raise UserError(f"{run} is not a run directory: it has no config.json")
     described, config = read_description(run), read_json(run / "config.json")
@@ -112,23 +162,28 @@ def load_model(run: str | Path, device: str | torch.device = "cpu") -> Model:
     arrays = read_safetensors(path, kinds="f")
     names, (height, width, channels) = tuple(described["class_names"]), described["image_shape"]
     _check_network(config, run / "config.json")
+    image_shape, dim = (height, width, channels), config["embedding_dim"]
 
     def make() -> Backbone:
-        shape, dim = (height, width, channels), config["embedding_dim"]
-        return make_backbone(config["backbone"], shape, dim, config["width"], config["dropout"])
+        return make_backbone(config["backbone"], image_shape, dim, config["width"], config["dropout"])
 
     of_backbone = {name.removeprefix("backbone."): a for name, a in arrays.items() if name.startswith("backbone.")}
     try:
-        with torch.device("meta"):  # before a network is made that the file does not fill
-            weights.check_arrays(make(), of_backbone)
-        prototypes, bias = _classes(arrays, len(names), config["embedding_dim"])
+        backbone = _filled(make, of_backbone)
+        prototypes, bias = _classes(arrays, len(names), dim)
     except ValueError as error:
         raise UserError(f"{path}: {error}") from None
-    backbone = make()
-    weights.load_arrays(backbone, of_backbone)
     mean, std = np.array(described["mean"]), np.array(described["std"])
-    image_shape = (height, width, channels)
-    return Model(backbone.to(device), image_shape, names, prototypes, bias, mean, std, config["precision"])
+    return Model(backbone.to(device), image_shape, dim, names, prototypes, bias, mean, std, config["precision"])
+
+
+def _filled(make: Callable[[], Backbone], arrays: Mapping[str, np.ndarray]) -> Backbone:
+    """A backbone with these weights; ValueError where they do not fit, before it takes memory."""
+    with torch.device("meta"):
+        weights.check_arrays(make(), arrays)
+    backbone = make()
+    weights.load_arrays(backbone, arrays)
+    return backbone
 
 
 def _check_network(config: Mapping[str, Any], path: Path) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch_reference.data.sampling import dropout_mask, elastic_normal
 from torch_reference.losses.vectors import cosines
 from torch_reference.models.heads import Head
-from torch_reference.models.layers import Backbone
+from torch_reference.models.layers import Backbone, dropout_of
 from torch_reference.models.trained import network_precision
 from torch_reference.training.config import TrainConfig
 from torch_reference.training.state import TrainState
@@ -82,10 +82,9 @@ def _embed(state: TrainState, images: Tensor, seed: int | None) -> Tensor:
     """The backbone's embeddings, with the dropout mask of the recipe where there is a seed."""
     backbone = state.model.backbone
     embed = backbone if state.embed is None else state.embed
-    if seed is None or not isinstance(backbone, Backbone) or backbone.embedding.dropout == 0:
+    if seed is None or not isinstance(backbone, Backbone) or (layer := dropout_of(backbone)).rate == 0:
         return embed(images)
-    layer = backbone.embedding
-    keep = dropout_mask(seed, state.step, len(images), layer.fc.in_features, layer.dropout)
+    keep = dropout_mask(seed, state.step, len(images), layer.features, layer.rate)
     return embed(images, torch.from_numpy(keep).to(images.device))
 
 
