@@ -47,6 +47,16 @@ def read_images(
     """
     if image_shape[2] not in (1, 3):
         raise ValueError(f"images have 1 or 3 channels, not {image_shape[2]}")
+    folder, names = list_images(path)
+    return names, read_files([folder / name for name in names], image_shape, image_fit, folder.name, progress=False)
+
+
+def list_images(path: str | os.PathLike[str]) -> tuple[Path, list[str]]:
+    """The image files that a path stands for, as `read_images` reads them: their folder, and their names in it.
+
+    Raises:
+      UserError: a path where nothing is, or a folder without images.
+    """
     path = Path(os.path.expanduser(path))
     if os.path.isdir(path):
         folder, names = path, _names_below(path)
@@ -58,7 +68,7 @@ def read_images(
         raise UserError(f"{shown(path)} is not there: give an image or a folder of images ({PATTERNS})")
     for name in names:
         _check_name(name, folder)
-    return names, read_files([folder / name for name in names], image_shape, image_fit, path.name, progress=False)
+    return folder, names
 
 
 def list_folder(root: Path) -> Listing:

@@ -231,7 +231,7 @@ def pyramid(height: int, width: int, min_face: float) -> tuple[list[_Level], tup
     while min(height, width) * scale >= CELL:
         sizes.append((math.ceil(height * scale), math.ceil(width * scale)))
         scale *= FACTOR
-    across = _rounded(max((w for _, w in sizes), default=CELL))
+    across = rounded(max((w for _, w in sizes), default=CELL))
     levels, shelves, down = [], list[list[int]](), 0  # of a shelf: its top, its height, how far it is filled
     for h, w in sizes:
         even = h + h % 2, w + w % 2
@@ -242,13 +242,13 @@ def pyramid(height: int, width: int, min_face: float) -> tuple[list[_Level], tup
             down += even[0]
         levels.append(_Level(h, w, shelf[0], shelf[2]))
         shelf[2] += even[1]
-    return levels, (_rounded(max(down, CELL)), across)
+    return levels, (rounded(max(down, CELL)), across)
 
 
-def _rounded(pixels: int) -> int:
+def rounded(pixels: int) -> int:
     """The next 2^k or 3 * 2^(k-1).
 
-    >>> [_rounded(n) for n in (12, 97, 128, 129)]
+    >>> [rounded(n) for n in (12, 97, 128, 129)]
     [12, 128, 128, 192]
     """
     power = 2 ** math.ceil(math.log2(pixels))
