@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -66,19 +66,81 @@ def watch(fields: dict[str, Any], shares: Sequence[float], folder: Path = runs.F
     return found
 
 
+class Trained(NamedTuple):
+    """What a training on a data set at hand gives: a function that embeds images [N, H, W, C], prototypes, bias."""
+
+    embed: Callable[[np.ndarray], np.ndarray]
+    prototypes: np.ndarray
+    bias: np.ndarray | None
+
+    def predictions(self, images: np.ndarray) -> np.ndarray:
+        """The classes of images, [N]."""
+        from torch_reference import predict
+
+        return predict(self.embed(images), self.prototypes, self.bias).numpy()
+
+    def cosines(self, images: np.ndarray) -> np.ndarray:
+        """The cosines of images to each class's nearest prototype, [N, C]."""
+        import torch
+
+        from torch_reference import cosines
+
+        x = torch.from_numpy(self.embed(images)).double()
+        return cosines(x, torch.from_numpy(self.prototypes).double()).numpy()
+
+
+def train_on(dataset: Any, fields: dict[str, Any]) -> Trained:
+    """Trains with PyTorch on a data set that no command line can name; nothing of it is kept."""
+    import torch
+
+    from torch_reference import fit_config
+    from torch_reference.training.config import from_dict
+
+    config = from_dict(fields)
+    # its test after each epoch is not looked at
+    few = dataclasses.replace(dataset.test, images=dataset.test.images[:64], labels=dataset.test.labels[:64])
+    model = fit_config(config, dataclasses.replace(dataset, test=few)).model
+    embed = _embedding(model, dataset)
+
+    def embed_all(images: np.ndarray) -> np.ndarray:
+        return embed(torch.from_numpy(images.copy())).numpy()
+
+    head = model.head
+    bias = None if head.bias is None else head.bias.detach().numpy().copy()
+    return Trained(embed_all, head.prototypes.detach().numpy().copy(), bias)
+
+
+def _embedding(model: Any, dataset: Any) -> Callable[[Any], Any]:
+    """Embeds uint8 images [N, H, W, C], in evaluation mode."""
+    import torch
+
+    from torch_reference.data.dataset import channel_statistics
+    from torch_reference.models.layers import normalise
+
+    mean, std = (torch.from_numpy(np.float32(x)) for x in channel_statistics(dataset.train.images))
+
+    @torch.no_grad()
+    def embed(images: Any) -> Any:
+        trains = model.training
+        model.eval()
+        x = torch.cat([model.backbone(normalise(part, mean, 1 / std)) for part in images.split(500)])
+        model.train(trains)
+        return x
+
+    return embed
+
+
 def _train(fields: dict[str, Any], shares: Sequence[float]) -> Watched:
     import torch
 
     from torch_reference import Reporter, cosines, fit_config
-    from torch_reference.data.dataset import channel_statistics
-    from torch_reference.models.layers import normalise
     from torch_reference.training.config import from_dict
     from torch_reference.training.fit import initial_state
 
     config = from_dict(fields)
     dataset = _framework.dataset(config.dataset, config.holdout_classes)
     state = initial_state(config, dataset)
-    mean, std = (torch.from_numpy(np.float32(x)) for x in channel_statistics(dataset.train.images))
+    embed = _embedding(state.model, dataset)
     images = torch.from_numpy(dataset.test.images[:IMAGES].copy())
     labels = torch.from_numpy(dataset.test.labels[:IMAGES].astype(np.int64))
     per_epoch = len(dataset.train.labels) // config.batch_size
@@ -89,12 +151,9 @@ def _train(fields: dict[str, Any], shares: Sequence[float]) -> Watched:
     @torch.no_grad()
     def look(step: int) -> None:
         model = state.model
-        trains = model.training
-        model.eval()
-        x = torch.cat([model.backbone(normalise(part, mean, 1 / std)) for part in images.split(500)])
+        x = embed(images)
         prototypes = model.head.prototypes
         cosine = cosines(x, prototypes).gather(1, labels[:, None])[:, 0]
-        model.train(trains)
         gradients = [p.grad for p in model.parameters() if p.grad is not None]
         seen.append(
             {

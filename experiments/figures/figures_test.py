@@ -14,6 +14,7 @@ from experiments.figures import (
     _style,
     angle_distributions,
     angle_statistics,
+    center_loss,
     confusion,
     convergence,
     decision_margin,
@@ -21,6 +22,7 @@ from experiments.figures import (
     geometry,
     loss_comparison,
     nearest,
+    noise,
     numerics,
     pipeline,
     sphere_3d,
@@ -157,6 +159,36 @@ SMALL = {
         },
     },
     "sphere_3d": SPHERE,
+    "center_loss": {
+        "dataset": "digits",
+        "class_names": NAMES,
+        "weights": {
+            weight: {
+                "accuracy": 0.9,
+                "within": 1.0,
+                "between": 4.0,
+                "points": [[0.0, 1.0], [2.0, 3.0]],
+                "labels": [0, 2],
+            }
+            for weight in center_loss.WEIGHTS
+        },
+    },
+    "margin_and_scale": {
+        "dataset": "digits",
+        "seeds": [0],
+        "margins": [0.0, 0.5],
+        "scales": [4.0, 16.0, 64.0],
+        "bound": 5.5,
+        "accuracy": [[[90.0], [91.0], [92.0]], [[93.0], [94.0], [95.0]]],
+        "auc": [[[80.0], [81.0], [82.0]], [[83.0], [84.0], [85.0]]],
+    },
+    "noise": {
+        "dataset": "digits",
+        "images": 100,
+        "rates": list(noise.RATES),
+        "losses": {loss: {"accuracy": [99.0, 98.0, 90.0], "recall": [None, 90.0, 80.0]} for loss in noise.LOSSES},
+        "farthest": [{"image": IMAGE, "label": "a", "true": "b", "degrees": 99.0}] * noise.SHOWN,
+    },
     "toy_2d": {
         "dataset": "digits",
         "bins": toy_2d.BINS.tolist(),

@@ -24,8 +24,8 @@ LOSSES = {
 }  # fmt: skip
 # The figures of the assignment; one that has not been made stands in the report as "not run".
 FIGURES = (
-    "worked_example", "pipeline", "geometry", "toy_2d", "training_2d", "sphere_3d", "target_logit", "decision_margin",
-    "loss_comparison",
+    "worked_example", "pipeline", "geometry", "toy_2d", "training_2d", "sphere_3d", "center_loss", "target_logit",
+    "decision_margin", "loss_comparison",
     "angle_statistics", "angle_distributions", "margin_and_scale", "numerics", "convergence", "confusion", "nearest",
     "embeddings", "noise",
 )  # fmt: skip
