@@ -105,6 +105,7 @@ FIGURE = Figure(
     "four trainings in two dimensions",
     numbers,
     draw,
-    alt="Four panels with the points of ten classes in the plane, which are long rays for a small weight of centre "
-    "loss and small spots for a large one, and a curve of the ratio of the distances within and between classes.",
+    alt="Four panels with the points of ten classes in the plane, which stay where they are as the weight of centre "
+    "loss grows and lie a little closer to their class's mean, and a curve of the ratio of the distances within and "
+    "between classes.",
 )
