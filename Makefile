@@ -46,7 +46,7 @@ $(VENV)/.train-ready: pyproject.toml setup.py jax_arcface/cpu/onednn.cc $(CONSTR
 	touch $@
 
 $(VENV)/.test-ready: pyproject.toml setup.py jax_arcface/cpu/onednn.cc torch_reference/pyproject.toml $(CONSTRAINTS) | $(VENV)/bin/python
-	$(PIP) --editable ".[test]" --editable "./torch_reference[figures,tensorboard]"
+	$(PIP) --editable ".[test]" --editable "./torch_reference[figures,tensorboard,export]"
 	touch $@ $(VENV)/.train-ready
 
 $(VENV)/.report-ready: pyproject.toml setup.py torch_reference/pyproject.toml $(CONSTRAINTS) | $(VENV)/bin/python

@@ -59,7 +59,7 @@ def flags(program, command, capsys):
     return {found.replace("--no-", "--") for found in re.findall(r"(?<!\w)--[a-z][a-z-]+", capsys.readouterr().out)}
 
 
-@pytest.mark.parametrize("command", ["train", "evaluate", "embed", "verify", "identify"])
+@pytest.mark.parametrize("command", ["train", "evaluate", "embed", "verify", "identify", "export"])
 def test_the_same_flags(command, capsys):
     here, there = (flags(program, command, capsys) for program in PROGRAMS)
     assert "--help" in here
@@ -124,6 +124,10 @@ def test_flags_beside_a_file_mean_the_same(line):
         "verify nowhere one.png",
         "identify nowhere gallery one.png",
         "identify",
+        "export",
+        "export nowhere",
+        "export nowhere --format onxx",
+        "export nowhere --out model",
     ],
 )
 def test_the_same_mistake_has_the_same_exit_status(words, capsys):

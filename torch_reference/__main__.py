@@ -1,4 +1,4 @@
-"""The command line: `python -m torch_reference train|evaluate|embed|verify|identify`.
+"""The command line: `python -m torch_reference train|evaluate|embed|verify|identify|export`.
 
 Nothing is imported before `main` runs, so that it can answer Ctrl-C, and PyTorch only once a command is known, so that
 `--help` needs neither it nor time.
@@ -14,7 +14,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-COMMANDS = ("train", "evaluate", "embed", "verify", "identify")
+COMMANDS = ("train", "evaluate", "embed", "verify", "identify", "export")
 USAGE = f"""usage: python -m torch_reference {{{",".join(COMMANDS)}}} ...
 
   train      trains a model and writes a run directory
@@ -22,6 +22,7 @@ USAGE = f"""usage: python -m torch_reference {{{",".join(COMMANDS)}}} ...
   embed      writes embeddings and predictions of a data set or of image files
   verify     says whether two images are of one class
   identify   ranks a gallery of images by their likeness to an image
+  export     writes a trained model as ONNX, torch.export's program or safetensors
 
 python -m torch_reference COMMAND --help lists a command's flags."""
 
@@ -83,7 +84,9 @@ def _run(command: str, words: Sequence[str]) -> int:
             return commands.embed(parse(commands.EmbedOptions, command, words))
         if command == "verify":
             return verify.verify(parse(verify.VerifyOptions, command, words))
-        return verify.identify(parse(verify.IdentifyOptions, command, words))
+        if command == "identify":
+            return verify.identify(parse(verify.IdentifyOptions, command, words))
+        return commands.export(parse(commands.ExportOptions, command, words))
     except Diverged as error:
         return _said(str(error), 1)
 

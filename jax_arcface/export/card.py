@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from jax_arcface import files
-from jax_arcface.export.formats import embedding_dim
 from jax_arcface.models.trained import Model
 
 _SHOWN_CLASSES = 20
@@ -30,7 +29,7 @@ def describe(model: Model, source: Path) -> dict[str, Any]:
         "model": source.resolve().name,
         "backbone": type(model.backbone).__name__,
         "input": f"images: uint8 [N, {height}, {width}, {channels}], {'RGB' if channels == 3 else 'grey levels'}",
-        "output": f"embeddings: float32 [N, {embedding_dim(model)}], of length 1",
+        "output": f"embeddings: float32 [N, {model.embedding_dim}], of length 1",
         "mean": [float(value) for value in model.mean],
         "std": [float(value) for value in model.std],
         "classes": list(model.class_names),
@@ -96,10 +95,9 @@ def _limits(facts: Mapping[str, Any]) -> list[str]:
     if "threshold" not in facts:
         lines.append("- No threshold was calibrated: whether two images show the same class is left to its user.")
     if "evaluation" not in facts:
-        lines.append("- It was not evaluated beyond the accuracy of its training.")
-    lines.append(
-        "- It knows nothing of images unlike those it was trained on, and gives them an embedding all the same."
-    )
+        known = "it was not evaluated beyond its training" if "metrics" in facts else "nothing is known of its training"
+        lines.append(f"- How good it is has to be measured: {known}.")
+    lines.append("- It gives an embedding to every image, also to one of a kind that it has never seen.")
     return lines
 
 

@@ -48,13 +48,6 @@ def program(model: Model) -> tuple[Callable[[Mapping[str, Any], Array], Array], 
     return embed, {name: np.asarray(leaf[...]) for name, (_, leaf) in leaves.items()}
 
 
-def embedding_dim(model: Model) -> int:
-    """D, found without computing anything."""
-    embed, values = program(model)
-    found = jax.eval_shape(embed, values, jax.ShapeDtypeStruct((1, *model.image_shape), jnp.uint8))
-    return int(found.shape[1])
-
-
 # ---- ONNX
 
 

@@ -134,6 +134,8 @@ class _Graph:
         name, params = equation.primitive.name, equation.params
         if name == "dim_as_value":
             raise UserError("the network computes with the number of images, which is not known in a file")
+        if name == "platform_index":
+            return [_Known(np.zeros((), np.int32))]
         if all(isinstance(value, _Known) for value in values) and _is_static(equation):
             with jax.ensure_compile_time_eval():
                 results = equation.primitive.bind(*(value.array for value in values), **params)  # type: ignore[union-attr]
@@ -143,6 +145,8 @@ class _Graph:
             inner = inner if isinstance(inner, ClosedJaxpr) else ClosedJaxpr(inner, [])
             rule = _FUNCTIONS.get(inner.jaxpr.debug_info.func_name) if name == "custom_jvp_call" else None
             return [rule(self, *values)] if rule else self.run(inner, values)
+        if name == "cond" and (platforms := params.get("branches_platforms")):
+            return self.run(params["branches"][platforms.index(None)], values[1:])  # the one for every other platform
         if name == "jax_arcface_operation":
             operation, avals = params["operation"], [atom.aval for atom in equation.invars]
             return self.run(jax.make_jaxpr(operation.by_xla)(*avals), values)
@@ -257,11 +261,6 @@ def _elementwise(graph: _Graph, kind: str, values: Sequence[_Value], rank: int, 
     return graph.write(kind, names, order, _broadcast(values, rank), **attributes)
 
 
-def _like(value: _Value, number: float) -> _Known:
-    """A scalar of the type that a value of floating-point numbers has in the graph."""
-    return _Known(np.array(number, np.float32 if not isinstance(value, _Known) else value.array.dtype))
-
-
 def _chain(*steps: tuple[str, float | None]) -> _Rule:
     """Several element by element operations: each takes the last result, and a number where there is one."""
 
@@ -299,6 +298,22 @@ def _power(graph: _Graph, equation: Any, value: _Value) -> _Value:
 
 def _square(graph: _Graph, equation: Any, value: _Value) -> _Value:
     return _elementwise(graph, "Mul", [value, value], equation.outvars[0].aval.ndim)
+
+
+def _bound(kind: str, place: int) -> _Rule:
+    """A maximum or minimum; with a number it is a `Relu` or a `Clip`, which runtimes merge into a convolution."""
+
+    def rule(graph: _Graph, equation: Any, a: _Value, b: _Value) -> _Value:
+        rank = equation.outvars[0].aval.ndim
+        is_number = isinstance(b, _Known) and b.array.ndim == 0 and isinstance(a, _Node)
+        if is_number and equation.invars[0].aval.dtype == np.float32:
+            if kind == "Max" and b.array == 0:  # type: ignore[union-attr]
+                return _elementwise(graph, "Relu", [a], rank)
+            names = [graph.physical(a, a.order), *[""] * place, graph.physical(b, ())]  # type: ignore[union-attr]
+            return graph.write("Clip", names, a.order, a.shape)  # type: ignore[union-attr]
+        return _elementwise(graph, kind, [a, b], rank)
+
+    return rule
 
 
 def _clamp(graph: _Graph, equation: Any, low: _Value, value: _Value, high: _Value) -> _Value:
@@ -557,8 +572,8 @@ _RULES: dict[str, _Rule] = {
     "log1p": _chain(("Add", 1.0), ("Log", None)),
     "logistic": _each("Sigmoid"),
     "lt": _each("Less"),
-    "max": _each("Max"),
-    "min": _each("Min"),
+    "max": _bound("Max", 0),
+    "min": _bound("Min", 1),
     "mul": _each("Mul"),
     "ne": _not_equal,
     "neg": _each("Neg"),

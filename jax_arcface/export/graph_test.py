@@ -57,7 +57,10 @@ FUNCTIONS = {
         lambda x: ((x != x[:, :1]) & (x <= 1)).astype(jnp.float32),
         lambda x: ((x != x[:, :1]) & (x <= 1)) * 1.0,
     ),
-    "bounded": (lambda x: jnp.clip(x, -0.5, 1.0), lambda x: np.clip(x, -0.5, 1.0)),
+    "bounded": (
+        lambda x: jnp.clip(x, -0.5, 1.0) + jax.nn.relu6(3 * x) + jnp.minimum(x, x[:, :1]) + jnp.maximum(0.5, x),
+        lambda x: np.clip(x, -0.5, 1.0) + np.clip(3 * x, 0, 6) + np.minimum(x, x[:, :1]) + np.maximum(0.5, x),
+    ),
     "powers": (
         lambda x: x**3 + jnp.square(x) + jax.lax.rsqrt(x + 3) + jnp.abs(x) ** 1.5,
         lambda x: x**3 + x**2 + (x + 3) ** -0.5 + abs(x) ** 1.5,
@@ -81,6 +84,10 @@ FUNCTIONS = {
     "whole windows": (
         lambda x: nnx.max_pool(x, (2, 3), (2, 3)) + nnx.avg_pool(x, (2, 3), (2, 3)),
         lambda x: x.reshape(len(x), 2, 2, 2, 3, 2).max((2, 4)) + x.reshape(len(x), 2, 2, 2, 3, 2).mean((2, 4)),
+    ),
+    "by platform": (
+        lambda x: jax.lax.platform_dependent(x, cpu=lambda x: x + x, default=lambda x: 2 * x),
+        lambda x: 2 * x,
     ),
     "PReLU": (PReLU(2), lambda x: np.where(x > 0, x, x / 4)),
 }
@@ -113,7 +120,7 @@ def test_a_convolution(options):
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=pytest.mark.slow) if n in ("lenet", "resnet18") else n for n in BACKBONES]
+    "name", [n if n in ("airnet", "resnet20") else pytest.param(n, marks=pytest.mark.slow) for n in BACKBONES]
 )
 def test_a_backbone(name):
     """For several images and for one."""

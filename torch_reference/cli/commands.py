@@ -1,4 +1,4 @@
-"""What the commands `train`, `evaluate` and `embed` do, as functions of their options."""
+"""What the commands do, as functions of their options."""
 
 from __future__ import annotations
 
@@ -24,7 +24,9 @@ from torch_reference.cli.progress import Progress, event_writer
 from torch_reference.cli.threshold import calibrate, described
 from torch_reference.errors import UserError, nearest
 from torch_reference.evaluation import PROTOCOLS, accuracy, all_pairs, metrics
-from torch_reference.files import read_npz
+from torch_reference.export import card
+from torch_reference.export.formats import FORMATS, Embed, difference
+from torch_reference.files import atomic_write, read_npz
 from torch_reference.models import weights
 from torch_reference.models.trained import Model, load_model
 from torch_reference.training.config import TrainConfig, option
@@ -115,6 +117,28 @@ class EmbedOptions:
     split: str = option("test", "options", "split of a data set", choices=("test", "train"))
     data_dir: str | None = option(None, "options", "folder with the data set's files")
     device: str | None = option(None, "options", DEVICE_HELP)
+
+
+@dataclasses.dataclass(frozen=True)
+class ExportOptions:
+    """Writes a trained model as one file for other programs, with a model card beside it.
+
+    ONNX and torch.export's programs (pt2) take images, uint8 [N, H, W, C] in any number, normalise them and give unit
+    embeddings, float32 [N, D]; they are compared with the program here. safetensors holds the weights.
+    """
+
+    run: Path = argument("RUN", "run directory, or a file of published weights")  # noqa: RUF009
+    format: str | None = option(
+        None, "options", "what to write; by default what the suffix of --out says, else onnx", choices=tuple(FORMATS)
+    )
+    out: Path | None = option(  # noqa: RUF009
+        None,
+        "options",
+        "file to write, by default exported.SUFFIX in the run directory; the card's name ends in .md",
+    )
+    check: str | None = option(
+        None, "options", "image file, or folder of images, to compare on; by default images of noise"
+    )
 
 
 # ---- train
@@ -468,3 +492,51 @@ def _split(dataset: data.Dataset, which: str) -> data.Split:
     if which not in ("train", "test"):
         raise UserError(f"--split is {which!r}; it must be train, test or unseen")
     return dataset.train if which == "train" else dataset.test
+
+
+def export(options: ExportOptions) -> int:
+    """A trained model as one file, and its card."""
+    name, out = _target(options)
+    chosen = FORMATS[name]
+    if options.check is not None and chosen.read is None:
+        raise UserError(f"--check has no effect on {name}, which holds weights and computes nothing")
+    model = load_model(options.run)
+    if options.check is None:
+        images = np.random.default_rng(0).integers(0, 256, (3, *model.image_shape), np.uint8)
+    else:
+        _, images = data.read_images(Path(options.check), model.image_shape)
+    facts = card.describe(model, options.run)
+    content = chosen.write(model, card.metadata(facts))
+    checked = _compared(model, chosen.read(content), images, options.check or "noise") if chosen.read else ""
+    with atomic_write(out) as file:
+        file.write_bytes(content)
+    with atomic_write(out.with_suffix(".md")) as file:
+        file.write_text(card.markdown(facts, out.name, name, checked), "utf-8")
+    print(f"{checked}\n{len(content):,} bytes written to {out}, and its card to {out.with_suffix('.md')}".strip())
+    return 0
+
+
+def _target(options: ExportOptions) -> tuple[str, Path]:
+    """The name of the format and the file."""
+    if options.format is not None and options.format not in FORMATS:
+        raise UserError(f"there is no format {options.format!r}: {nearest(options.format, tuple(FORMATS))}")
+    if options.out is None:
+        name = options.format or "onnx"
+        return name, (options.run if options.run.is_dir() else Path()) / f"exported{FORMATS[name].suffix}"
+    names = {known.suffix: name for name, known in FORMATS.items()}
+    if options.out.is_dir() or options.out.suffix in ("", ".md"):
+        raise UserError(f"--out {options.out} must be a file with a suffix such as {', '.join(names)}")
+    if (said := options.format or names.get(options.out.suffix)) is None:
+        raise UserError(f"--out {options.out} does not say what to write: give --format, one of {', '.join(FORMATS)}")
+    return said, options.out
+
+
+def _compared(model: Model, embed: Embed | None, images: np.ndarray, what: str) -> str:
+    """A sentence on how far a file's embeddings are from the program's."""
+    if embed is None:
+        return "Not compared with the program: onnxruntime is not installed."
+    apart = difference(model, embed, images)
+    # a hundred times what rounding makes; in bfloat16, in which no file computes, several times
+    if not apart < (1e-4 if model.precision == "float32" else 0.1):
+        raise UserError(f"the file would give other embeddings than the program: they differ by up to {apart:.1e}")
+    return f"Embeddings differ from the program's by at most {apart:.1e}, on {len(images):,} images of {what}."

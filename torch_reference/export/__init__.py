@@ -1,0 +1,1 @@
+"""A trained model in files that other programs read: ONNX, PyTorch's own programs, safetensors."""
