@@ -285,6 +285,12 @@ def test_an_extended_run_killed_after_its_last_checkpoint_gets_its_new_model(kil
         assert (out / name).read_bytes() == (whole / name).read_bytes()
 
 
+def test_a_run_cannot_be_given_fewer_epochs_than_it_had(run, capsys):
+    before = {file: file.read_bytes() for file in run.rglob("*") if file.is_file()}
+    complaint(capsys, "train", "--resume", "--epochs", "1", "--out", str(run), "--device", "cpu")
+    assert {file: file.read_bytes() for file in run.rglob("*") if file.is_file()} == before
+
+
 def test_evaluate_says_that_an_extended_run_is_unfinished(run, tmp_path, capsys, monkeypatch):
     out = shutil.copytree(run, tmp_path / "run")
     interrupt_at(monkeypatch, 2, 3)

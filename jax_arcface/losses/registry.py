@@ -307,6 +307,8 @@ class Objective:
     terms: tuple[Term, ...]
 
     def __add__(self, other: Objective) -> Objective:
+        if not isinstance(other, Objective):
+            return NotImplemented
         names = [term.name for term in (*self.terms, *other.terms)]
         if twice := [name for name in names if names.count(name) > 1]:
             raise UserError(f"{twice[0]} appears twice in the sum")

@@ -382,3 +382,9 @@ def test_an_example_of_weight_0_is_as_if_it_were_not_there(words):
     np.testing.assert_array_equal(gradient[~kept], 0)
     for here, there in zip(jax.tree.leaves(after), jax.tree.leaves(wanted), strict=True):
         np.testing.assert_allclose(here, there, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("other", [3, None, "softmax"])
+def test_only_losses_are_added_to_a_loss(other):
+    with pytest.raises(TypeError, match="unsupported operand"):
+        parse("triplet") + other

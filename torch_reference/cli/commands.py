@@ -206,6 +206,8 @@ def _train(
             return 0
         if runs.is_finished(run) and before.epochs and not state.step:  # beginning anew would overwrite the model
             raise UserError(f"{run} cannot be trained further: it was trained with --checkpoint-every 0")
+        if state.step > total:
+            raise UserError(f"{run} has had {state.step / per_epoch:g} epochs: --epochs {config.epochs} is less")
         _say_how_it_goes_on(run, state, config, before, per_epoch)
         if config != before:
             runs.extend(run, config)

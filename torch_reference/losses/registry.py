@@ -301,6 +301,8 @@ class Objective(nn.Module):
             raise UserError(f"there are {len(owners)} classification losses, {' and '.join(owners)}; leave one")
 
     def __add__(self, other: Objective) -> Objective:
+        if not isinstance(other, Objective):
+            return NotImplemented
         return Objective([*self, *other])
 
     def __mul__(self, weight: float) -> Objective:

@@ -235,3 +235,9 @@ def test_any_margin_grows_as_a_whole():
     (_, term), *_ = margin_softmax(margin)
     assert term.loss.options["margin"].at(margin, 0.5) == margin.grown(0.5)
     assert head.objective.classifier.options["m"] == 0.5
+
+
+@pytest.mark.parametrize("other", [3, None, "softmax"])
+def test_only_losses_are_added_to_a_loss(other):
+    with pytest.raises(TypeError, match="unsupported operand"):
+        parse("triplet") + other
