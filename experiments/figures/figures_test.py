@@ -106,9 +106,11 @@ SMALL = {
         "dataset": "digits",
         "seeds": [0, 1],
         "losses": {
-            loss: {name: [90.0, 91.0] for name in loss_comparison.COLUMNS}
+            loss: {name: [90.0, 91.0] for name in loss_comparison.MEASURES}
             | {
-                "difference": None if loss == "norm_softmax" else {"mean": 1.0, "low": 0.5, "high": 1.5},
+                "differences": {}
+                if loss == "norm_softmax"
+                else {name: {"mean": 1.0, "low": 0.5, "high": 1.5} for name in loss_comparison.MEASURES},
                 "paper": [99.0, 95.0, 95.0],
             }
             for loss in LOSSES
@@ -314,6 +316,17 @@ def test_the_interval_of_paired_differences_is_students():
     found = loss_comparison.interval([1.0, 2.0, 3.0])
     assert found["high"] == pytest.approx(2 + 4.302653 / math.sqrt(3), rel=1e-5)  # t of 2 degrees of freedom, 97.5 %
     assert loss_comparison.interval([1.0]) == {"mean": 1.0, "low": None, "high": None}
+
+
+def test_the_table_of_losses_has_a_row_for_each_and_for_each_difference():
+    losses = SMALL["loss_comparison"]["losses"]
+    tables = [text.splitlines() for text in loss_comparison.tables(losses)]
+    assert [len(rows) for rows in tables] == [2 + len(losses), 1 + len(losses)]
+    assert all(len({row.count("|") for row in rows}) == 1 for rows in tables)
+    assert [row.split(" | ")[1] for rows in tables for row in rows if row.startswith("| ArcFace")] == [
+        "90.50 +- 0.71",
+        "**+1.00 [+0.50, +1.50]**",
+    ]
 
 
 def test_predictions_by_prototype_and_by_bias():
