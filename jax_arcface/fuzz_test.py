@@ -19,6 +19,7 @@ from jax_arcface import files
 from jax_arcface.data.images import read_files, read_image, size_and_grey
 from jax_arcface.data.pairs import read_bin
 from jax_arcface.data.published import decode_idx, unpickle
+from jax_arcface.data.records import list_records
 from jax_arcface.errors import UserError
 from jax_arcface.training import config as configs
 
@@ -159,6 +160,59 @@ def theirs_pairs(path):
     return tuple(images), list(same)
 
 
+def records_content(rng):
+    """A .rec file in one of both layouts, and its .idx file, behind the size of the latter; one of them damaged."""
+    magic = struct.pack("<I", 0xCED7230A)
+    faces = rng.integers(2)
+    labels = [(), (2.0, 3.0), (0.0, 1.0, 2.0)] if not faces else [(4.0, 6.0), (), (), ()]
+    records, index = b"", b""
+    for key, further in enumerate(labels):
+        data = struct.pack("<IfQQ", len(further), key % 3, key, 0) + np.array(further, "<f4").tobytes() + b"abc" * key
+        index += b"%d\t%d\n" % (key, len(records))
+        pieces = [data] if rng.random() < 0.7 else [data[:12], data[12:28], data[28:]]
+        for kind, piece in zip([0] if len(pieces) == 1 else [1, 2, 3], pieces, strict=True):
+            records += magic + struct.pack("<I", kind << 29 | len(piece)) + piece + b"\0" * (-len(piece) % 4)
+    if rng.random() < 0.3:
+        index = mutated(rng, index)
+    else:
+        records = mutated(rng, records)
+    return struct.pack("<I", len(index)) + index + records
+
+
+def ours_records(path):
+    content = path.read_bytes()
+    (size,) = struct.unpack("<I", content[:4])
+    path.with_suffix(".idx").write_bytes(content[4 : 4 + size])
+    path.with_suffix(".rec").write_bytes(content[4 + size :])
+    listing = list_records(path.with_suffix(".rec"))
+    images = [image.read() for image in listing.images]
+    return [(listing.class_names[label], image) for label, image in zip(listing.labels, images, strict=True)]
+
+
+def theirs_records(path):
+    """As MXNet's Python reads them, image by image."""
+    content = path.read_bytes()
+    (size,) = struct.unpack("<I", content[:4])
+    index = dict(map(int, line.split(b"\t")) for line in content[4 : 4 + size].splitlines())
+
+    def read(key):
+        place, data = 4 + size + index[key], b""
+        while True:
+            magic, word = struct.unpack("<II", content[place : place + 8])
+            assert magic == 0xCED7230A
+            data += content[place + 8 : place + 8 + (word & 0x1FFFFFFF)]
+            assert place + 8 + (word & 0x1FFFFFFF) <= len(content)
+            if word >> 29 in (0, 3):
+                break
+            data += content[place : place + 4]
+            place += 8 + ((word & 0x1FFFFFFF) + 3) // 4 * 4
+        flag, label, _, _ = struct.unpack("<IfQQ", data[:24])
+        return flag, struct.unpack(f"<{flag}f", data[24 : 24 + 4 * flag]) if flag else [label], data[24 + 4 * flag :]
+
+    keys = range(1, int(read(0)[1][0])) if 0 in index and read(0)[0] else index
+    return [(str(int(labels[0])), image) for _, labels, image in map(read, keys)]
+
+
 def config_content(rng):
     return mutated(rng, json.dumps(dataclasses.asdict(configs.recipe("mnist"))).encode())
 
@@ -233,6 +287,7 @@ READERS = {
         lambda path: PythonsUnpickler(io.BytesIO(path.read_bytes()), encoding="bytes").load(),
     ),
     "pairs": (pairs_content, ours_pairs, theirs_pairs),
+    "records": (records_content, ours_records, theirs_records),
     "config": (config_content, configs.read, None),
 }
 

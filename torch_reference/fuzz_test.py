@@ -17,7 +17,7 @@ import torch
 from PIL import Image, ImageOps
 
 from torch_reference import files
-from torch_reference.data import images, published
+from torch_reference.data import images, published, recordio
 from torch_reference.errors import UserError
 from torch_reference.training import config as configs
 
@@ -159,12 +159,69 @@ def by_hand_idx(path):
     return np.array(list(content[4 + 4 * axes :]), np.uint8).reshape(sizes)
 
 
+def some_records(chance):
+    """A .rec file and its .idx file behind it, of which the last four bytes give the size; one of them is harmed."""
+    records, index = b"", b""
+    layouts = [[], [], [], [1.0, 0.5]], [[4.0, 5.0], [], [], []], [[4.0], [2.0, 1.0], [], [], [1.0, 3.0]]
+    labels = chance.choice(layouts)
+    for key, more in enumerate(labels):
+        content = struct.pack(f"<IfQQ{len(more)}f", len(more), key // 2, key, 0, *more) + b"image" * key
+        pieces = [content[:16], content[16:20], content[20:]] if chance.random() < 0.3 else [content]
+        index += f"{key}\t{len(records)}\n".encode()
+        for number, piece in enumerate(pieces):
+            kind = 0 if len(pieces) == 1 else number + 1
+            records += struct.pack("<II", 0xCED7230A, kind * 2**29 + len(piece)) + piece + bytes(-len(piece) % 4)
+    if chance.random() < 0.7:
+        records = harm(records, chance, "bytes")
+    else:
+        index = harm(index, chance, "text")
+    return records + index + struct.pack("<I", len(index))
+
+
+def ours_records(path):
+    content = path.read_bytes()
+    end = len(content) - 4 - struct.unpack("<I", content[-4:])[0]
+    path.with_suffix(".rec").write_bytes(content[:end])
+    path.with_suffix(".idx").write_bytes(content[end:-4])
+    listed = recordio.read_records(path.with_suffix(".rec"))
+    return {i: (name, image.read()) for i, (name, image) in enumerate(zip(listed.classes, listed.images, strict=True))}
+
+
+def by_hand_records(path):
+    records, places = path.with_suffix(".rec").read_bytes(), {}
+    for line in path.with_suffix(".idx").read_text().splitlines():
+        key, place = line.split("\t")
+        places[int(key)] = int(place)
+
+    def content(place):
+        word = int.from_bytes(records[place + 4 : place + 8], "little")
+        length = word & 0x1FFF_FFFF
+        piece = records[place + 8 :][:length]
+        assert records[place : place + 4] == b"\x0a\x23\xd7\xce"
+        assert len(piece) == length
+        ends = word >> 29 in (0, 3)
+        return piece if ends else piece + b"\x0a\x23\xd7\xce" + content(place + 8 + length + -length % 4)
+
+    def labels_and_image(place):
+        whole = content(place)
+        more = int.from_bytes(whole[:4], "little")
+        labels = np.frombuffer(whole[24:], "<f4", more) if more else np.frombuffer(whole[4:8], "<f4")
+        return more, labels, whole[24 + 4 * more :]
+
+    keys = list(places)
+    if 0 in places and labels_and_image(places[0])[0]:
+        keys = list(range(1, int(labels_and_image(places[0])[1][0])))
+    found = [labels_and_image(places[key]) for key in keys]
+    return {i: (str(int(labels[0])), image) for i, (_, labels, image) in enumerate(found)}
+
+
 READERS = {
     "JSON": (some_json, files.read_json, lambda path: json.loads(path.read_bytes())),
     "configuration": (some_config, configs.read, None),
     "npz": (some_npz, lambda path: files.read_npz(path, ["labels"])["labels"], numpys),
     "safetensors": (some_tensors, files.read_safetensors, torchs),
     "image": (some_image, ours_image, pillows),
+    "RecordIO": (some_records, ours_records, by_hand_records),
     "IDX": (some_idx, lambda path: published.read_idx(path.read_bytes(), "labels"), by_hand_idx),
 }
 

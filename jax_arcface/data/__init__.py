@@ -7,6 +7,7 @@ Images are uint8 [N, H, W, C] and labels int32 [N], the same in every run, from 
 from jax_arcface.data.dataset import Dataset, Split, channel_statistics, hold_out
 from jax_arcface.data.folders import read_images
 from jax_arcface.data.prepared import prepare_tfds
+from jax_arcface.data.records import write_records
 from jax_arcface.data.registry import DATASETS, load
 from jax_arcface.data.source import ArraySource, Source
 
@@ -21,4 +22,5 @@ __all__ = [
     "load",
     "prepare_tfds",
     "read_images",
+    "write_records",
 ]

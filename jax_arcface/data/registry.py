@@ -18,14 +18,15 @@ from jax_arcface.data.listing import Listing, load_listing
 from jax_arcface.data.lists import list_csv, list_lines
 from jax_arcface.data.prepared import download_prepared, find_prepared, read_prepared
 from jax_arcface.data.published import PUBLISHED
+from jax_arcface.data.records import list_records
 from jax_arcface.errors import UserError, nearest
 
 # The data sets that have a name. A published one needs an entry in `published.PUBLISHED` and no more.
 DATASETS = ("digits", *PUBLISHED)
 
 # The user's own images: what reads them, by the file's suffix; a folder has none.
-_LISTS: dict[str, Callable[[Path], Listing]] = {".csv": list_csv, ".txt": list_lines}
-OWN_DATA = "a folder with one folder of images for each class, a .csv file or a .txt list"
+_LISTS: dict[str, Callable[[Path], Listing]] = {".csv": list_csv, ".txt": list_lines, ".rec": list_records}
+OWN_DATA = "a folder with one folder of images for each class, a .csv file, a .txt list or a .rec file"
 
 _DIRECTORY_VARIABLE = "ARCFACE_DATA_DIR"
 
@@ -55,6 +56,7 @@ def load(
       and folders inside a class's folder are ignored.
     - A `.csv` file with the columns `file`, `label` and, if wanted, `split`, or a `.txt` file of the lines "path TAB
       label" (`lists.list_csv`, `lists.list_lines`); the images they name are read as those of a folder.
+    - A `.rec` file, MXNet's RecordIO, with its `.idx` file beside it (`records.list_records`).
 
     Args:
       name: one of `DATASETS`, or a path.
@@ -77,8 +79,8 @@ def load(
     Traceback (most recent call last):
     ...
     jax_arcface.errors.UserError: no data set is called 'minst' (did you mean 'mnist'?): give one of digits, mnist,
-    cifar10 or the path of your own images: a folder with one folder of images for each class, a .csv file or a .txt
-    list
+    cifar10 or the path of your own images: a folder with one folder of images for each class, a .csv file, a .txt
+    list or a .rec file
     """
     name = os.fspath(name)
     if image_size is not None and image_size < 1:

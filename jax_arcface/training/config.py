@@ -47,7 +47,7 @@ class TrainConfig:
     """Everything a training run depends on. `docs/recipe.md` says exactly what each field does."""
 
     dataset: str = "digits"
-    """Data set, or the path of your own images: a folder of class folders, a .csv file or a .txt list."""
+    """Data set, or the path of your own images: a folder of class folders, a .csv file, a .txt list or a .rec file."""
     data_dir: str | None = None
     """Folder with the data set's files; the default is the environment variable ARCFACE_DATA_DIR, then TFDS."""
     image_size: int | None = None

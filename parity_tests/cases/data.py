@@ -108,6 +108,32 @@ def _photos(fit: str) -> Iterator[Difference]:
         yield difference("images of another shape", one, other)
 
 
+def _lists() -> Iterator[Difference]:
+    with tempfile.TemporaryDirectory() as temporary:
+        root = make_folder(Path(temporary) / "animals", split=False)
+        files = sorted(root.glob("*/*.png"), key=lambda file: file.name)
+        splits = ["val" if i % 5 == 4 else "train" for i in range(len(files))]
+        rows = [(file.relative_to(root), file.parent.name, split) for file, split in zip(files, splits, strict=True)]
+        (root / "label.txt").write_text("".join(f"{file}\t{label}\n" for file, label, _ in rows))
+        lines = ["file,split,label", *(f"{file},{split},{label}" for file, label, split in rows)]
+        (root / "list.csv").write_text("\n".join(lines))
+        for name in ("label.txt", "list.csv"):
+            here = jax_data.load(str(root / name), image_size=9, cache_dir=Path(temporary) / "cache")
+            yield from _compared(here, torch_data.load(str(root / name), image_size=9))
+
+
+def _records() -> Iterator[Difference]:
+    with tempfile.TemporaryDirectory() as temporary:
+        root = make_folder(Path(temporary) / "animals", split=False)
+        folders = sorted(root.iterdir())
+        images = [(i, file.read_bytes()) for i, folder in enumerate(folders) for file in sorted(folder.iterdir())]
+        for layout in ("faces", "im2rec"):
+            path = Path(temporary) / layout / "train.rec"
+            jax_data.write_records(path, images, layout=layout)
+            here = jax_data.load(str(path), cache_dir=Path(temporary) / "cache")
+            yield from _compared(here, torch_data.load(str(path)))
+
+
 def _images() -> Iterator[Difference]:
     with tempfile.TemporaryDirectory() as temporary:
         root = make_folder(Path(temporary) / "animals", split=False)
@@ -129,6 +155,8 @@ CASES = [
         ("photos, cropped", functools.partial(_photos, "crop"), ()),
         ("photos, padded", functools.partial(_photos, "pad"), ()),
         ("photos, stretched", functools.partial(_photos, "stretch"), ()),
+        ("a CSV file and a list of labels", _lists, ()),
+        ("RecordIO in both layouts", _records, ("write_records",)),
         ("image files", _images, ("read_images",)),
     )
 ]

@@ -15,14 +15,15 @@ from torch_reference.data.folders import read_folder
 from torch_reference.data.images import FITS, resized
 from torch_reference.data.listed import Listed, decode, read_csv, read_label_list
 from torch_reference.data.published import PUBLISHED, find_published
+from torch_reference.data.recordio import read_records
 from torch_reference.errors import UserError, nearest
 
 # A published data set needs its entry in PUBLISHED and nothing else.
 DATASETS = ("digits", *PUBLISHED)
 
 # Files of the user's own images, by their suffix.
-_READERS: dict[str, Callable[[Path], Listed]] = {".csv": read_csv, ".txt": read_label_list}
-_OWN = "a folder with one folder of images for each class, a .csv file or a .txt list"
+_READERS: dict[str, Callable[[Path], Listed]] = {".csv": read_csv, ".txt": read_label_list, ".rec": read_records}
+_OWN = "a folder with one folder of images for each class, a .csv file, a .txt list or a .rec file"
 
 
 def load(
@@ -46,6 +47,7 @@ def load(
       (C = 1) where all of them are stored so, and RGB otherwise.
     - A `.csv` file with the columns `file`, `label` and perhaps `split`, or a `.txt` file of lines "path TAB label":
       the images that it names, read as those of a folder.
+    - A `.rec` file, MXNet's RecordIO, with its `.idx` file beside it: the images that it holds.
 
     Args:
       name: one of `DATASETS`, or a path.

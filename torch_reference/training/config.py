@@ -58,7 +58,8 @@ class TrainConfig:
     """
 
     dataset: str = _data(
-        "digits", help="digits, mnist, cifar10, or a path: a folder of class folders, a .csv file or a .txt list"
+        "digits",
+        help="digits, mnist, cifar10, or a path: a folder of class folders, a .csv, .txt or .rec file",
     )
     data_dir: str | None = _data(
         None,
