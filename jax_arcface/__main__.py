@@ -1,4 +1,4 @@
-"""The command line: `python -m jax_arcface train|evaluate|embed|export|verify|identify`."""
+"""The command line: `python -m jax_arcface train|evaluate|embed|export|verify|identify|faces`."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ _COMMANDS = {
     "export": "writes a trained model as ONNX, StableHLO, safetensors or PyTorch weights",
     "verify": "says whether two images are of the same class",
     "identify": "ranks a gallery of images by their likeness to an image",
+    "faces": "finds, aligns, compares and names the faces in photos",
 }
 
 

@@ -37,12 +37,13 @@ class Parser(argparse.ArgumentParser):
     """argparse with one line for a mistake, which is a UserError; flags may be written with underscores, too.
 
     Args:
-      command: its name, and those of its positional arguments.
+      command: its name, and those of its positional arguments, in capitals.
       description: the first lines of `--help`.
     """
 
     def __init__(self, command: str, description: str):
-        command, *positional = command.split()
+        positional = [word for word in command.split() if word.isupper()]
+        command = command.removesuffix(" ".join(positional)).strip()
         super().__init__(
             prog=f"python -m jax_arcface {command}",
             usage=" ".join(["%(prog)s", *positional, "[FLAGS]"]),

@@ -33,7 +33,7 @@ class Gallery:
     Args:
       embeddings: float32 [N, D], of length one.
       names: [N], whose each is. files: [N], where each is from.
-      probe: float32 [D], the embedding of `probe_image`, which tells one model from another.
+      probe: float32 [D], the embedding that `probe_of` gives, which tells one model from another.
 
     >>> faces = Gallery.empty(np.array([1, 0], np.float32))
     >>> faces = faces.added([[3, 0], [0, 2], [1, 1]], ["Ann", "Bo", "Bo"], ["a.jpg", "b.jpg", "c.jpg"])
@@ -91,7 +91,9 @@ class Gallery:
     def check_model(self, probe: np.ndarray) -> None:
         """Raises UserError where the embeddings are of another model than the one with this probe."""
         if probe.shape != self.probe.shape or float(unit(probe[None])[0] @ self.probe) < _SAME_MODEL:
-            raise UserError("the gallery was made with another model: embeddings of two models cannot be compared")
+            raise UserError(
+                "the gallery was made with another model, or one of the two with mirror images: they cannot be compared"
+            )
 
     def added(self, embeddings: Any, names: Sequence[str], files: Sequence[str]) -> Gallery:
         """With further faces: embeddings [M, D], of any length; names and files [M]."""
@@ -161,8 +163,9 @@ def crop_size(model: Model) -> int:
     return height
 
 
-def probe_of(model: Model) -> np.ndarray:
-    """The model's embedding of an image that is always the same, [D]."""
+def probe_of(model: Model, flip: bool = False) -> np.ndarray:
+    """The embedding of an image that is always the same, float32 [D]; `flip` as for `embed_crops`."""
     size = crop_size(model)
-    values = (37 * np.arange(size * size * model.image_shape[2]) // 11) % 256
-    return model.embed(values.astype(np.uint8).reshape(1, *model.image_shape))[0]
+    y, x, channel = np.mgrid[:size, :size, :3]
+    pixels = (255 * x // size * (2 + channel) // 4 + y // 2) % 256
+    return embed_crops(model, pixels.astype(np.uint8)[None], flip)[0]

@@ -25,6 +25,10 @@ _SPREAD = math.sqrt(((TEMPLATE - TEMPLATE.mean(0)) ** 2).sum())
 Landmarks = Mapping[str, np.ndarray]
 
 
+class SeveralFaces(UserError):
+    """A photo shows several faces where one is needed."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Portraits:
     """The faces of one photo.
@@ -73,10 +77,11 @@ class Finder:
             raise ValueError(f"faces can be chosen as {ONLY}, {', '.join(CHOICES)}, not as {self.which!r}")
 
     def read(self, file: Path) -> Portraits:
-        """The faces of a photo, at least one.
+        """The faces of a photo, at least one, from left to right.
 
         Raises:
-          UserError: no face, or several where one is needed; a photo that cannot be read.
+          UserError: no face; a photo that cannot be read.
+          SeveralFaces: several faces where one is needed.
         """
         photo = read_photo(file)
         if self.detector is None and self.landmarks is None:
@@ -88,7 +93,8 @@ class Finder:
             smaller = f" of {self.min_size:g} pixels or more ({len(faces)} smaller)" if len(faces) else ""
             raise UserError(f"{shown(file)} shows no face{smaller}")
         if self.which == ONLY and len(found) > 1:
-            raise UserError(f"{shown(file)} shows {len(found)} faces, where one is needed")
+            raise SeveralFaces(f"{shown(file)} shows {len(found)} faces, where one is needed")
+        found = found[np.argsort(found.boxes[:, 0], kind="stable")]
         crops = crop(photo, found.points, self.size)
         return Portraits(photo, found, crops, tuple(map(measure, crops, found.boxes, found.points)))
 
