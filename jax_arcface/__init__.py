@@ -10,6 +10,7 @@ imported when the first of them is asked for, so that the command line can answe
 from __future__ import annotations
 
 import importlib
+import importlib.util
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
+    # `from jax_arcface import files` asks here first: a module needs nothing of the rest, which may be being imported
+    if not name.startswith("_") and importlib.util.find_spec(f"{__name__}.{name}") is not None:
+        return importlib.import_module(f"{__name__}.{name}")
     if name == "__all__" or not name.startswith("_"):
         api = importlib.import_module("jax_arcface.api")
         if name == "__all__" or name in api.__all__:

@@ -71,7 +71,10 @@ def test_a_result_from_before_rows_had_an_environment_is_still_shown(result):
 @pytest.mark.parametrize("words", [[], ["haed"]])
 def test_an_unknown_benchmark_is_told_the_known_ones(words, capsys):
     assert main(["bench", *words]) == 2
-    assert "known: head, step, replicas, evaluation, growth, seconds_to_accuracy, start_up" in capsys.readouterr().err
+    assert (
+        "known: head, step, replicas, evaluation, export, growth, seconds_to_accuracy, serving, start_up"
+        in capsys.readouterr().err
+    )
 
 
 @pytest.mark.parametrize("flag", ["-h", "--help"])
@@ -79,7 +82,9 @@ def test_help_is_no_mistake(flag, capsys):
     assert main(["bench", flag]) == 0
     said = capsys.readouterr().out
     assert said.startswith("usage: python -m experiments bench NAME")
-    assert "head, step, replicas, evaluation, growth, seconds_to_accuracy, start_up; NAME --help" in said
+    assert (
+        "head, step, replicas, evaluation, export, growth, seconds_to_accuracy, serving, start_up; NAME --help" in said
+    )
 
 
 @pytest.mark.parametrize(

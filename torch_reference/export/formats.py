@@ -100,7 +100,7 @@ def to_pt2(model: Model, metadata: Mapping[str, str]) -> bytes:
 def from_pt2(content: bytes) -> Embed:
     """The function in such a file."""
     call = torch.export.load(io.BytesIO(content)).module()
-    return lambda images: call(torch.from_numpy(images)).detach().numpy()
+    return lambda images: call(torch.tensor(images)).detach().numpy()
 
 
 def to_safetensors(model: Model, metadata: Mapping[str, str]) -> bytes:

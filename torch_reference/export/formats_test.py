@@ -16,17 +16,17 @@ from torch_reference.models.trained import Model
 def model_of(name):
     """A network with statistics and slopes that training might have left."""
     generator = torch.Generator().manual_seed(0)
-    backbone = make_backbone(name, (12, 16, 3), 8, 0.125)
+    backbone = make_backbone(name, (16, 20, 3), 8, 0.125)
     for value in [*backbone.parameters(), *backbone.buffers()]:
         if value.is_floating_point() and value.ndim == 1:
             value.data = torch.rand(value.shape, generator=generator) + 0.1
     classes = np.ones((2, 8), np.float32)
     return Model(
-        backbone, (12, 16, 3), 8, ("a", "b"), classes, None, np.array([9.0, 99, 199]), np.array([40.0, 50, 60])
+        backbone, (16, 20, 3), 8, ("a", "b"), classes, None, np.array([9.0, 99, 199]), np.array([40.0, 50, 60])
     )
 
 
-IMAGES = np.random.default_rng(0).integers(0, 256, (5, 12, 16, 3), np.uint8)
+IMAGES = np.random.default_rng(0).integers(0, 256, (5, 16, 20, 3), np.uint8)
 
 
 @pytest.mark.parametrize(
@@ -59,4 +59,4 @@ def test_metadata(tmp_path):
         assert file.metadata() == facts
         found = {name.removeprefix("backbone."): torch.tensor(file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118
     assert (found.pop("head.prototypes") == 1).all()
-    make_backbone("lenet", (12, 16, 3), 8, 0.125).load_state_dict(found)
+    make_backbone("lenet", (16, 20, 3), 8, 0.125).load_state_dict(found)
