@@ -5,8 +5,16 @@ from pathlib import Path
 
 import pytest
 
+EXAMPLES = sorted(path.stem for path in Path(__file__).parent.glob("own_*.py"))
 
-@pytest.mark.parametrize("name", ["own_loop", "own_network", "own_loop_pytorch"])
+
+@pytest.mark.parametrize("name", EXAMPLES)
 def test_example(name):
+    if name == "own_loop_equinox":
+        pytest.importorskip("equinox", reason="needs equinox")
     main = runpy.run_path(str(Path(__file__).with_name(f"{name}.py")))["main"]
     assert main() > 0.95
+
+
+def test_an_example_fits_on_a_page():
+    assert all(len(Path(__file__).with_name(f"{name}.py").read_text().splitlines()) <= 80 for name in EXAMPLES)
