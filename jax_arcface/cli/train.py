@@ -26,6 +26,7 @@ from jax_arcface.cli.progress import Progress, event_writer
 from jax_arcface.errors import UserError
 from jax_arcface.evaluation import accuracy
 from jax_arcface.losses.registry import describe
+from jax_arcface.models.backbones import import_own
 from jax_arcface.models.trained import load_model
 from jax_arcface.training import config as configs
 from jax_arcface.training import fit as training
@@ -99,6 +100,8 @@ def parse(words: Sequence[str]) -> tuple[TrainConfig, RunOptions]:
     parser.add_fields(RunOptions, {"out": "run"})
     values = parser.parse(words)
     own = {field.name: values.pop(field.name) for field in dataclasses.fields(RunOptions)}
+    if "--backbone" in {word.partition("=")[0] for word in words}:
+        import_own(values["backbone"])  # a file's word would not do
     config, options = TrainConfig(**values), RunOptions(**own)
     if options.resume:
         if options.out is None:

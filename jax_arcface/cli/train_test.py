@@ -414,3 +414,39 @@ def test_two_processes_do_not_train_in_one_run(run_copy, refused):
     finally:
         os.close(descriptor)
     assert main(["train", "--resume", "--out", str(run_copy)]) == 0
+
+
+OWN = """
+from flax import nnx
+
+class Own(nnx.Module):
+    def __init__(self, image_shape, embedding_dim, *, rngs, dropout=0.0):
+        self.dropout = nnx.Dropout(dropout, rngs=rngs)
+        self.out = nnx.Linear(64, embedding_dim, rngs=rngs)
+        self.bias = nnx.Param(0.5 + 0 * self.out.bias[...])
+
+    def __call__(self, x):
+        return self.out(self.dropout(x.reshape(x.shape[0], -1))) + self.bias
+"""
+
+
+@pytest.mark.slow
+def test_an_own_network_is_trained_and_only_a_trusted_one_loaded(monkeypatch, tmp_path, refused):
+    (tmp_path / "mine.py").write_text(OWN)
+    monkeypatch.syspath_prepend(tmp_path)
+    flags = ["--backbone", "mine:Own", "--dropout", "0.1", "--embedding-dim", "8", "--batch-size", "256"]
+    assert main(["train", *flags, "--epochs", "0", "--out", "start"]) == 0
+    start = safetensors.numpy.load_file("start/model.safetensors")
+    assert (start["backbone.bias"] == 0.5).all()  # as it was made, not as the recipe has it
+    assert main(["train", *flags, "--epochs", "2", "--out", "run"]) == 0
+    trained = safetensors.numpy.load_file("run/model.safetensors")
+    assert trained.keys() == start.keys()
+    assert np.abs(trained["backbone.out.weight"] - start["backbone.out.weight"]).max() > 1e-3
+    del sys.modules["mine"]
+    refused("embed", "run", "digits")
+    assert "mine" not in sys.modules
+    monkeypatch.setenv("ARCFACE_MODULES", "mine")
+    assert main(["embed", "run", "digits", "--out", "again.npz"]) == 0
+    np.testing.assert_allclose(
+        np.load("again.npz")["embeddings"], np.load("run/embeddings.npz")["embeddings"], atol=1e-5
+    )

@@ -34,13 +34,14 @@ def program(model: Model) -> tuple[Callable[[Mapping[str, Any], Array], Array], 
 
     The kernels are Flax's, [H, W, in, out], whatever their names are.
     """
-    graphdef, state = nnx.split(model.backbone)
+    parts: Any = nnx.split(model.backbone, nnx.Not(nnx.RngState), nnx.RngState)
+    graphdef, state, streams = parts
     leaves = {weights.pytorch_name(path): (path, leaf) for path, leaf in nnx.to_flat_state(state)}
     constants = [jnp.asarray(c, jnp.float32) for c in (model.mean, 1 / model.std)]
 
     def embed(values: Mapping[str, Any], images: Array) -> Array:
         filled = nnx.from_flat_state([(path, leaf.replace(values[name])) for name, (path, leaf) in leaves.items()])
-        backbone = nnx.merge(graphdef, filled)
+        backbone = nnx.merge(graphdef, filled, streams)
         backbone.eval()
         x = backbone(normalise(images, *constants)).astype(jnp.float32)
         return x / jnp.maximum(jnp.sqrt((x * x).sum(axis=-1, keepdims=True)), 1e-12)
@@ -100,7 +101,8 @@ def from_stablehlo(content: bytes) -> Embed:
 
 def arrays(model: Model) -> dict[str, np.ndarray]:
     """Weights, running statistics and prototypes under the names and in the layout of a run's `model.safetensors`."""
-    found = {f"backbone.{name}": a for name, a in weights.to_pytorch(nnx.split(model.backbone)[1]).items()}
+    state: Any = nnx.filter_state(nnx.state(model.backbone), nnx.Not(nnx.RngState))
+    found = {f"backbone.{name}": array for name, array in weights.to_pytorch(state).items()}
     head = {"head.prototypes": model.prototypes, "head.bias": model.bias}
     return found | {name: array for name, array in head.items() if array is not None}
 

@@ -1,14 +1,17 @@
 """Shapes, sizes from the papers, and what each network must be blind to. `parity_tests` compares the values."""
 
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
+from jax_arcface.errors import UserError
 from jax_arcface.models import weights
 from jax_arcface.models.airnet import WhiteningFilters, whitening_filters
-from jax_arcface.models.backbones import BACKBONES
+from jax_arcface.models.backbones import BACKBONES, TRUSTED, backbone_factory, import_own
 
 LARGE = {"mobilefacenet_relu6"}  # those that take long to compile
 
@@ -118,3 +121,52 @@ def test_whitening_filters_whiten():
     rows = filters[:12].reshape(12, -1)
     assert (rows[np.arange(12), np.abs(rows).argmax(1)] > 0).all()
     assert (np.diff(np.linalg.norm(rows, axis=1)) > 0).all()  # the largest eigenvalue comes first
+
+
+@pytest.fixture
+def own_module(tmp_path, monkeypatch):
+    """A module `own_networks`, which nothing has imported; gone afterwards."""
+    (tmp_path / "own_networks.py").write_text(OWN)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delenv(TRUSTED, raising=False)
+    yield "own_networks"
+    sys.modules.pop("own_networks", None)
+
+
+OWN = """
+from flax import nnx
+
+class Net(nnx.Module):
+    def __init__(self, image_shape, embedding_dim, *, rngs, dropout=0.0):
+        self.norm = nnx.BatchNorm(image_shape[-1], rngs=rngs)
+        self.dropout = nnx.Dropout(dropout, rngs=rngs)
+        self.out = nnx.LinearGeneral(image_shape, embedding_dim, axis=(1, 2, 3), rngs=rngs)
+
+    def __call__(self, x):
+        return self.out(self.dropout(self.norm(x)))
+
+def plain(image_shape, embedding_dim, *, rngs):
+    return Net(image_shape, embedding_dim + 1, rngs=rngs)
+"""
+
+
+def test_a_file_cannot_have_an_own_network_imported(own_module, monkeypatch):
+    with pytest.raises(UserError):
+        backbone_factory("own_networks:Net")
+    assert own_module not in sys.modules
+    monkeypatch.setenv(TRUSTED, "other,own_networks")
+    assert backbone_factory("own_networks:Net")((4, 4, 1), 3, rngs=nnx.Rngs(0)).out.bias.shape == (3,)
+
+
+def test_own_networks_that_do_not_fit_are_refused(own_module):
+    import_own("own_networks:Net")
+    for name, options in (
+        ("own_networks:none", {}),
+        ("own_networks:plain", {}),
+        ("own_networks:plain", {"dropout": 0.5}),
+    ):
+        with pytest.raises(UserError):
+            backbone_factory(name)((4, 4, 1), 3, rngs=nnx.Rngs(0), **options)
+    for function, name in ((import_own, "nowhere:net"), (backbone_factory, "own_networks:not a name")):
+        with pytest.raises(UserError):
+            function(name)

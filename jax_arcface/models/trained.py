@@ -20,7 +20,7 @@ from jax_arcface.losses.fused import classify
 from jax_arcface.losses.softmax import linear_logits
 from jax_arcface.losses.vectors import cosines
 from jax_arcface.models import published, weights
-from jax_arcface.models.backbones import BACKBONES
+from jax_arcface.models.backbones import backbone_factory
 from jax_arcface.models.images import ImageShape, normalise
 
 Images = np.ndarray | Array
@@ -194,8 +194,17 @@ def _filled(
     name: str, shape: ImageShape, embedding_dim: int, width: float, dtype: Any, values: weights.Weights
 ) -> nnx.Module:
     """A backbone with these weights, in evaluation mode; ValueError where they do not fit."""
-    backbone = nnx.eval_shape(lambda: BACKBONES[name](shape, embedding_dim, width, dtype=dtype, rngs=nnx.Rngs(0)))
-    graphdef, abstract = nnx.split(backbone)
-    backbone = nnx.merge(graphdef, weights.from_pytorch(abstract, values))
+    backbone = nnx.eval_shape(
+        lambda: backbone_factory(name)(shape, embedding_dim, width, dtype=dtype, rngs=nnx.Rngs(0))
+    )
+    parts: Any = nnx.split(backbone, nnx.Not(nnx.RngState), nnx.RngState)
+    graphdef, abstract, streams = parts
+    streams = jax.tree.map(_stream, streams)  # of an own network's dropout, which draws nothing here
+    backbone = nnx.merge(graphdef, weights.from_pytorch(abstract, values), streams)
     backbone.eval()
     return backbone
+
+
+def _stream(leaf: jax.ShapeDtypeStruct) -> Array:
+    is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    return jax.random.key(0) if is_key else jnp.zeros(leaf.shape, leaf.dtype)

@@ -63,7 +63,7 @@ def pytorch_shapes(state: nnx.State) -> dict[str, tuple[int, ...]]:
     """The shapes of a state, whose values may be abstract, under PyTorch names and in PyTorch's layout."""
     shapes = {}
     for path, leaf in _leaves(state):
-        axes = _AXES[len(leaf.shape)] if path[-1] == "kernel" else range(len(leaf.shape))
+        axes = _axes(path, len(leaf.shape))
         shapes[pytorch_name(path)] = tuple(leaf.shape[axis] for axis in axes)
     return shapes
 
@@ -100,7 +100,10 @@ def _leaves(state: nnx.State) -> list[tuple[tuple, Any]]:
 
 
 def _transposed(path: tuple, value: np.ndarray, back: bool = False) -> np.ndarray:
-    if path[-1] != "kernel":
-        return value
-    axes = _AXES[value.ndim]
+    axes = _axes(path, value.ndim)
     return value.transpose(np.argsort(axes) if back else axes)
+
+
+def _axes(path: tuple, rank: int) -> tuple[int, ...]:
+    """PyTorch's order of an array's axes; a kernel of another rank, which only an own network has, keeps its own."""
+    return _AXES.get(rank, tuple(range(rank))) if path[-1] == "kernel" else tuple(range(rank))

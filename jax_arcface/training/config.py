@@ -16,7 +16,7 @@ from jax_arcface.errors import UserError, nearest
 from jax_arcface.files import read_json
 from jax_arcface.losses.margins import BeyondPi, Gradient
 from jax_arcface.losses.registry import SHARED, Objective, parse
-from jax_arcface.models.backbones import BACKBONES
+from jax_arcface.models.backbones import BACKBONES, is_own
 
 # The words that a field can be; `--help` lists them.
 CHOICES: dict[str, tuple[str, ...]] = {
@@ -58,7 +58,7 @@ class TrainConfig:
     """Classes to leave out of the training, such as 7,8,9; `evaluate` measures the embeddings of these."""
 
     backbone: str = "lenet"
-    """Network from images to embeddings."""
+    """Network from images to embeddings, or your own as module:factory."""
     width: float = 1.0
     """Factor on the backbone's numbers of channels."""
     embedding_dim: int = 128
@@ -150,7 +150,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         for field, known in CHOICES.items():
-            if (value := getattr(self, field)) not in known:
+            if (value := getattr(self, field)) not in known and not (field == "backbone" and is_own(value)):
                 raise UserError(f"{field} is {value!r}: {nearest(value, known)}")
         for field, ok, rule in (
             ("image_size", self.image_size is None or 1 <= self.image_size <= 4096, "from 1 to 4,096 pixels"),

@@ -28,7 +28,7 @@ from jax_arcface.data.source import ArraySource, Batch, Resident, Source, reside
 from jax_arcface.evaluation import accuracy, class_means, mean_loss
 from jax_arcface.losses.registry import Objective
 from jax_arcface.models import weights
-from jax_arcface.models.backbones import BACKBONES
+from jax_arcface.models.backbones import backbone_factory, is_own
 from jax_arcface.models.heads import Head, LossState
 from jax_arcface.models.images import ImageShape, normalise
 from jax_arcface.models.layers import dropout_of
@@ -302,7 +302,7 @@ def make_model(config: TrainConfig, image_shape: ImageShape, num_classes: int, *
     Raises:
       UserError: images that are too small for the backbone, or too few classes for a loss.
     """
-    backbone = BACKBONES[config.backbone](
+    backbone = backbone_factory(config.backbone)(
         image_shape,
         config.embedding_dim,
         config.width,
@@ -322,6 +322,10 @@ def initial_weights(config: TrainConfig, dataset: Dataset) -> weights.Weights:
     """The model's weights before the first step, by PyTorch's names: a function of seed, configuration and data."""
     model = abstract_model(config, dataset.image_shape, dataset.num_classes)
     values = weights.draw(weights.pytorch_shapes(states.exchanged(nnx.state(model))), config.seed)
+    if is_own(config.backbone):  # starts as its factory makes it
+        made = make_model(config, dataset.image_shape, dataset.num_classes, rngs=nnx.Rngs(config.seed)).backbone
+        own = weights.to_pytorch(states.exchanged(nnx.state(made)))
+        values |= {f"backbone.{name}": array for name, array in own.items()}
     if measured := getattr(model.backbone, "measured", None):
         mean, std = channel_statistics(dataset.train.images)
         first = resident(dataset.train.images[:5000], dataset.train.labels[:5000], mean, std)
@@ -485,7 +489,7 @@ def config_draws(config: TrainConfig, model: Model) -> Callable[[int], Mapping[s
     """What a step draws by docs/recipe.md, in both programs alike."""
     size, seed = config.batch_size, config.seed
     drawn: dict[str, Callable[[int], np.ndarray]] = {}
-    if config.dropout > 0:
+    if config.dropout > 0 and not is_own(config.backbone):
         features = dropout_of(model.backbone).features
         drawn["dropout"] = lambda step: dropout_mask(seed, step, size, features, config.dropout)
     if "normal" in config.objective.draws:

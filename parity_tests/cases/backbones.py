@@ -69,6 +69,7 @@ def _inputs(name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     shape, _ = SHAPES[name]
     rng = np.random.default_rng(7)
     model = torch_backbones.make_backbone(name, shape, DIM, SHAPES[name][1], DROPOUT)
+    assert isinstance(model, torch_layers.Backbone)
     keep = rng.random((BATCH, torch_layers.dropout_of(model).features)) >= DROPOUT
     return rng.normal(size=(BATCH, *shape)), keep, rng.normal(size=(BATCH, DIM))
 

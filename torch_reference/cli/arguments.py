@@ -16,6 +16,7 @@ from torch_reference.cli import runs
 from torch_reference.cli.commands import TrainOptions
 from torch_reference.errors import UserError
 from torch_reference.losses.registry import describe
+from torch_reference.models.backbones import import_own
 from torch_reference.training import config as configs
 from torch_reference.training.config import TrainConfig, changed_field
 
@@ -59,6 +60,7 @@ def parse(options: type, command: str, words: Sequence[str]) -> Any:
     values = vars(given)
     if options is TrainOptions:
         changes = {name: values.pop(name) for name in FIELDS & values.keys()}
+        import_own(changes.get("backbone", ""))  # a file's word would not do
         values["training"] = _config(changes, values)
     return options(**values)
 

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from torch_reference.errors import UserError
-from torch_reference.models.layers import Backbone, normalise
+from torch_reference.models.layers import normalise
 from torch_reference.models.trained import Model
 
 OPSET = 18
@@ -39,7 +39,7 @@ class UnitEmbeddings(nn.Module):
     mean: Tensor
     scale: Tensor
 
-    def __init__(self, backbone: Backbone, mean: np.ndarray, std: np.ndarray):
+    def __init__(self, backbone: nn.Module, mean: np.ndarray, std: np.ndarray):
         super().__init__()
         self.backbone = backbone
         self.register_buffer("mean", torch.tensor(np.float32(mean)))

@@ -1,5 +1,8 @@
 """Tests of backbones.py: names, sizes and what each part does, from docs/recipe.md and the papers."""
 
+import dataclasses
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -7,10 +10,12 @@ import torch.nn.functional as F
 
 from torch_reference.errors import UserError
 from torch_reference.models.airnet import AirNet, whitening_filters
-from torch_reference.models.backbones import make_backbone
+from torch_reference.models.backbones import TRUSTED, import_own, make_backbone
 from torch_reference.models.layers import EmbeddingLayer
 from torch_reference.models.lenet import LeNet
 from torch_reference.models.resnet import ResNet
+from torch_reference.training.config import TrainConfig
+from torch_reference.training.state import make_model
 
 
 def weights(model):
@@ -155,3 +160,54 @@ def test_whitening_filters_whiten():
     values = np.linalg.svd(moment, compute_uv=False)
     np.testing.assert_allclose(whitened, np.diag(values / (values + 5e-4)), atol=1e-4)
     assert (np.take_along_axis(rows, np.abs(rows).argmax(axis=1)[:, None], axis=1) > 0).all()
+
+
+OWN = """
+from torch import nn
+
+def net(image_shape, embedding_dim):
+    height, width, channels = image_shape
+    return nn.Sequential(nn.Flatten(), nn.Linear(height * width * channels, embedding_dim))
+
+def wide(image_shape, embedding_dim):
+    return net(image_shape, embedding_dim + 1)
+
+def nothing(image_shape, embedding_dim):
+    return None
+"""
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    """A module `own_nets` that nothing has imported; gone afterwards."""
+    (tmp_path / "own_nets.py").write_text(OWN)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delenv(TRUSTED, raising=False)
+    yield
+    sys.modules.pop("own_nets", None)
+
+
+@pytest.mark.usefixtures("own")
+def test_an_own_network_starts_as_it_is_made_and_only_a_trusted_one_is_imported(monkeypatch):
+    with pytest.raises(UserError):
+        make_backbone("own_nets:net", (4, 4, 1), 3)
+    assert "own_nets" not in sys.modules
+    monkeypatch.setenv(TRUSTED, "other,own_nets")
+    assert weights(make_backbone("own_nets:net", (4, 4, 1), 3)) == {"1.weight": [3, 16], "1.bias": [3]}
+    config = TrainConfig(backbone="own_nets:net", embedding_dim=3)
+    one, same, other = (
+        make_model(dataclasses.replace(config, seed=seed), (4, 4, 1), 10).backbone[1].bias for seed in (0, 0, 1)
+    )
+    assert one.abs().min() > 0  # the recipe's start at 0
+    assert torch.equal(one, same)
+    assert not torch.equal(one, other)
+
+
+@pytest.mark.usefixtures("own")
+def test_own_networks_that_do_not_fit_are_refused():
+    import_own("own_nets:net")
+    for name, dropout in (("own_nets:none", 0), ("own_nets:wide", 0), ("own_nets:nothing", 0), ("own_nets:net", 0.5)):
+        with pytest.raises(UserError):
+            make_backbone(name, (4, 4, 1), 3, dropout=dropout)
+    with pytest.raises(UserError):
+        import_own("nowhere_at_all:net")

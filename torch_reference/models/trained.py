@@ -9,14 +9,15 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from torch_reference.errors import UserError
 from torch_reference.files import read_dataset, read_json, read_safetensors
 from torch_reference.losses.softmax import linear_logits
 from torch_reference.losses.vectors import cosines
 from torch_reference.models import published, weights
-from torch_reference.models.backbones import BACKBONES, make_backbone
-from torch_reference.models.layers import Backbone, normalise
+from torch_reference.models.backbones import BACKBONES, is_own, make_backbone
+from torch_reference.models.layers import normalise
 
 
 class Model:
@@ -35,7 +36,7 @@ class Model:
 
     def __init__(
         self,
-        backbone: Backbone,
+        backbone: nn.Module,
         image_shape: tuple[int, int, int],
         embedding_dim: int,
         class_names: tuple[str, ...],
@@ -141,7 +142,7 @@ def _published(path: Path, device: str | torch.device, normalise: str | None) ->
         raise UserError(f"no normalisation is called {name!r}: {' or '.join(published.NORMALISATIONS)}")
     mean, std = published.NORMALISATIONS[name]
 
-    def make() -> Backbone:
+    def make() -> nn.Module:
         return make_backbone(network.backbone, network.image_shape, network.embedding_dim, network.width)
 
     try:
@@ -164,7 +165,7 @@ def _trained(run: Path, device: str | torch.device) -> Model:
     _check_network(config, run / "config.json")
     image_shape, dim = (height, width, channels), config["embedding_dim"]
 
-    def make() -> Backbone:
+    def make() -> nn.Module:
         return make_backbone(config["backbone"], image_shape, dim, config["width"], config["dropout"])
 
     of_backbone = {name.removeprefix("backbone."): a for name, a in arrays.items() if name.startswith("backbone.")}
@@ -177,7 +178,7 @@ def _trained(run: Path, device: str | torch.device) -> Model:
     return Model(backbone.to(device), image_shape, dim, names, prototypes, bias, mean, std, config["precision"])
 
 
-def _filled(make: Callable[[], Backbone], arrays: Mapping[str, np.ndarray]) -> Backbone:
+def _filled(make: Callable[[], nn.Module], arrays: Mapping[str, np.ndarray]) -> nn.Module:
     """A backbone with these weights; ValueError where they do not fit, before it takes memory."""
     with torch.device("meta"):
         weights.check_arrays(make(), arrays)
@@ -189,7 +190,7 @@ def _filled(make: Callable[[], Backbone], arrays: Mapping[str, np.ndarray]) -> B
 def _check_network(config: Mapping[str, Any], path: Path) -> None:
     """Raises UserError where the fields that describe the network are missing or of another kind."""
     for name, kinds, is_right in (
-        ("backbone", str, lambda value: value in BACKBONES),
+        ("backbone", str, lambda value: value in BACKBONES or is_own(value)),
         ("embedding_dim", int, lambda value: value >= 1),
         ("width", int | float, lambda value: 0 < value <= 64),
         ("dropout", int | float, lambda value: 0 <= value < 1),

@@ -16,7 +16,7 @@ from torch_reference.errors import UserError, nearest
 from torch_reference.files import read_json
 from torch_reference.losses.margins import BEYOND_PI, GRADIENTS
 from torch_reference.losses.registry import SHARED, Objective, parse
-from torch_reference.models.backbones import BACKBONES
+from torch_reference.models.backbones import BACKBONES, is_own
 from torch_reference.ranges import Range
 
 OPTIMIZERS = ("sgd", "nesterov", "adamw")
@@ -78,7 +78,9 @@ class TrainConfig:
         "", help="classes to keep out of the training, such as 7,8,9; evaluate measures the embeddings of these"
     )
 
-    backbone: str = _model("lenet", help="network from images to embeddings", choices=tuple(BACKBONES))
+    backbone: str = _model(
+        "lenet", help="network from images to embeddings, or your own, module:factory", choices=tuple(BACKBONES)
+    )
     width: float = _model(
         1.0, help="factor on the backbone's numbers of channels", range=Range(0, 64, open_low=True, closed=True)
     )
@@ -176,7 +178,7 @@ class TrainConfig:
         for field in dataclasses.fields(self):
             value, name = getattr(self, field.name), field.name.replace("_", " ")
             choices, range = field.metadata["choices"], field.metadata["range"]
-            if choices is not None and value not in choices:
+            if choices is not None and value not in choices and not (field.name == "backbone" and is_own(value)):
                 raise UserError(f"no {name} is called {value!r}: {nearest(value, choices)}")
             if range is not None and value is not None:
                 range.check(value, name)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from torch_reference.models import weights
-from torch_reference.models.backbones import make_backbone
+from torch_reference.models.backbones import is_own, make_backbone
 from torch_reference.models.heads import Classifier, Head
 from torch_reference.training.config import TrainConfig
 
@@ -24,9 +24,21 @@ def make_model(config: TrainConfig, image_shape: tuple[int, int, int], num_class
     >>> make_model(TrainConfig(), (8, 8, 1), num_classes=10).head.prototypes.shape
     torch.Size([10, 128])
     """
-    backbone = make_backbone(config.backbone, image_shape, config.embedding_dim, config.width, config.dropout)
-    model = Classifier(backbone, Head(config.objective, config.embedding_dim, num_classes))
+    shape, dim = image_shape, config.embedding_dim
+    if not is_own(config.backbone):
+        backbone = make_backbone(config.backbone, shape, dim, config.width, config.dropout)
+        model = Classifier(backbone, Head(config.objective, dim, num_classes))
+        weights.initialise(model, config.seed)
+        return model
+    with torch.random.fork_rng(devices=[]):  # starts as its factory makes it
+        torch.manual_seed(config.seed)
+        model = Classifier(
+            make_backbone(config.backbone, shape, dim, config.width, config.dropout),
+            Head(config.objective, dim, num_classes),
+        )
+    kept = {name: value.clone() for name, value in model.backbone.state_dict().items()}
     weights.initialise(model, config.seed)
+    model.backbone.load_state_dict(kept)
     return model
 
 
