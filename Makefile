@@ -3,6 +3,7 @@
 # make test-all  runs the tests marked `slow`: with `make test`, all of them
 # make report     writes figures/report.pdf (ARGS='--author "Philip Mark" --id 0123456')
 # make submission writes the zip to hand in (ARGS="--last mark --first philip --id 0123456")
+# make docs       writes the documentation's site to build/site (README.md and docs/*.md as pages, and the reference)
 # make clean     removes the environment and what the tests have compiled
 #
 # PYTHON=python3.13 takes another interpreter, in an environment of its own.
@@ -14,7 +15,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 # One thread a process: as many processes as cores run at once.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist worksteal
 
-.PHONY: train test test-all report submission clean
+.PHONY: train test test-all report submission docs clean
 
 train: $(VENV)/.train-ready
 	$(BIN)/python -m jax_arcface train $(ARGS)
@@ -33,6 +34,9 @@ report: $(VENV)/.report-ready
 
 submission: $(VENV)/.report-ready
 	$(BIN)/python -m experiments submit $(ARGS)
+
+docs: $(VENV)/.test-ready
+	$(BIN)/python -m sphinx -W --keep-going -b html docs build/site
 
 clean:
 	rm -rf $(VENV) .cache
