@@ -15,8 +15,9 @@ from jax.typing import ArrayLike
 
 from jax_arcface.losses import checks
 from jax_arcface.losses.margins import BeyondPi, Margin, angles
+from jax_arcface.losses.mesh import Shard, gathered, shard_of
 from jax_arcface.losses.reduction import Reduction, checked_weights, is_empty, reduce, without_ignored
-from jax_arcface.losses.softmax import margin_logits, margin_softmax_loss, softmax_loss
+from jax_arcface.losses.softmax import margin_logits, margin_softmax_loss, sharded_softmax_loss
 from jax_arcface.losses.vectors import checked_labels, checked_vectors, cosines, lengths, own_class, with_own_class
 
 _ARCFACE = Margin.arcface()
@@ -59,24 +60,32 @@ def adacos_loss(
     0.6931
     """
     checks.positive(scale=scale)
-    embeddings, prototypes, labels, weights = _batch(embeddings, prototypes, labels, weights)
+    embeddings, prototypes, labels, weights, shard = _batch(embeddings, prototypes, labels, weights)
     cosine = cosines(embeddings, prototypes)
-    batch, classes = cosine.shape
+    batch, classes = len(cosine), shard.total
     initial_adacos_scale(classes)  # refuses what has none
     scale = jnp.asarray(scale, cosine.dtype)
     if batch:
         constant = jax.lax.stop_gradient(cosine)
-        others = with_own_class(scale * constant, labels, jnp.full(batch, -jnp.inf, cosine.dtype))
-        theta = angles(own_class(constant, labels))
+        own = own_class(constant, labels, shard)
+        others = with_own_class(scale * constant, labels, jnp.full_like(own, -jnp.inf), shard)
+        theta = gathered(angles(own))
         if weights is None:
-            log_b, median = jax.nn.logsumexp(others) - math.log(batch), jnp.median(theta)
+            log_b, median = _log_sum_exp(others, shard) - math.log(batch), jnp.median(theta)
         else:
-            log_weights = jnp.log(weights.astype(others.dtype))[:, None]
-            log_b = jax.nn.logsumexp(others + log_weights) - jax.nn.logsumexp(log_weights)
+            weights = gathered(weights)
+            log_weights = jnp.log(weights.astype(others.dtype))
+            log_b = _log_sum_exp(others + log_weights[:, None], shard) - jax.nn.logsumexp(log_weights)
             median = jnp.nanmedian(jnp.where(weights > 0, theta, jnp.nan)) + 0 * jnp.sum(theta)  # NaN stays NaN
         new = jnp.maximum(log_b / jnp.cos(jnp.minimum(math.pi / 4, median)), math.log(classes - 1) / 2)
         scale = jax.lax.stop_gradient(jnp.where(is_empty(batch, weights), scale, new))
-    return softmax_loss(scale * cosine, labels, label_smoothing, reduction=reduction, weights=weights), scale
+    return sharded_softmax_loss(scale * cosine, labels, label_smoothing, reduction, weights, shard), scale
+
+
+def _log_sum_exp(values: Array, shard: Shard) -> Array:
+    """Of all values, a scalar."""
+    largest = shard.max(jnp.max(values))
+    return largest + jnp.log(shard.sum(jnp.sum(jnp.exp(values - largest))))
 
 
 def initial_adacos_scale(num_classes: int) -> float:
@@ -132,14 +141,14 @@ def curricularface_loss(
     """
     checks.positive(scale=scale)
     checks.share(rate=rate)
-    embeddings, prototypes, labels, weights = _batch(embeddings, prototypes, labels, weights)
+    embeddings, prototypes, labels, weights, shard = _batch(embeddings, prototypes, labels, weights)
     logits = margin_logits(embeddings, prototypes, labels, margin, scale=1.0)
-    target = own_class(cosines(embeddings, prototypes), labels)
+    target = own_class(cosines(embeddings, prototypes), labels, shard)
     rate = _rate(rate, len(labels), weights)
     t = jax.lax.stop_gradient(rate * reduce(target, weights, "mean") + (1 - rate) * jnp.asarray(t, target.dtype))
-    is_harder = logits > own_class(logits, labels)[:, None]
+    is_harder = logits > own_class(logits, labels, shard)[:, None]
     logits = scale * jnp.where(is_harder, logits * (t + logits), logits)
-    return softmax_loss(logits, labels, label_smoothing, reduction=reduction, weights=weights), t
+    return sharded_softmax_loss(logits, labels, label_smoothing, reduction, weights, shard), t
 
 
 def magface_loss(
@@ -187,7 +196,7 @@ def magface_loss(
     checks.angle(low=low, high=high)
     if isinstance(shortest, numbers.Real) and isinstance(longest, numbers.Real) and not shortest < longest:
         raise ValueError(f"shortest is {shortest}; it must be below longest, {longest}")
-    embeddings, prototypes, labels, weights = _batch(embeddings, prototypes, labels, weights)
+    embeddings, prototypes, labels, weights, _ = _batch(embeddings, prototypes, labels, weights)
     a = jnp.clip(lengths(embeddings), shortest, longest)
     margin = Margin(m2=low + (high - low) * (a - shortest) / (longest - shortest), beyond_pi=beyond_pi)
     g = a / longest**2 + 1 / a
@@ -244,7 +253,7 @@ def adaface_loss(
     checks.positive(scale=scale)
     checks.at_least_zero(m=m, h=h)
     checks.share(rate=rate)
-    embeddings, prototypes, labels, weights = _batch(embeddings, prototypes, labels, weights)
+    embeddings, prototypes, labels, weights, shard = _batch(embeddings, prototypes, labels, weights)
     cosine = cosines(embeddings, prototypes)
     n = jax.lax.stop_gradient(jnp.clip(lengths(embeddings), 0.001, 100))
     mean_n = reduce(n, weights, "mean")
@@ -253,10 +262,10 @@ def adaface_loss(
     mean = jax.lax.stop_gradient(rate * mean_n + (1 - rate) * jnp.asarray(mean, n.dtype))
     std = jax.lax.stop_gradient(rate * std_n + (1 - rate) * jnp.asarray(std, n.dtype))
     z = jnp.clip((n - mean) / (std + 0.001) * h, -1, 1)
-    theta = jnp.clip(angles(own_class(cosine, labels)) - m * z, 0, math.pi)
+    theta = jnp.clip(angles(own_class(cosine, labels, shard)) - m * z, 0, math.pi)
     own = jnp.cos(theta) - m * z - m
-    logits = scale * with_own_class(cosine, labels, own)
-    return softmax_loss(logits, labels, label_smoothing, reduction=reduction, weights=weights), mean, std
+    logits = scale * with_own_class(cosine, labels, own, shard)
+    return sharded_softmax_loss(logits, labels, label_smoothing, reduction, weights, shard), mean, std
 
 
 def _sample_variance(values: Array, mean: Array, weights: Array | None) -> Array:
@@ -279,9 +288,10 @@ def _rate(rate: float | Array, batch: int, weights: Array | None) -> float | Arr
 
 def _batch(
     embeddings: ArrayLike, prototypes: ArrayLike, labels: ArrayLike, weights: ArrayLike | None
-) -> tuple[Array, Array, Array, Array | None]:
-    """All of them checked; what has the weight 0 is 0."""
+) -> tuple[Array, Array, Array, Array | None, Shard]:
+    """All of them checked, and which classes the prototypes are; what has the weight 0 is 0."""
     embeddings, prototypes = checked_vectors(embeddings, prototypes)
     weights = checked_weights(weights, len(embeddings))
-    labels = checked_labels(labels, len(embeddings), len(prototypes), weights)
-    return without_ignored(embeddings, weights), prototypes, labels, weights
+    shard = shard_of(prototypes, embeddings, labels, weights)
+    labels = checked_labels(labels, len(embeddings), shard.total, weights)
+    return without_ignored(embeddings, weights), prototypes, labels, weights, shard

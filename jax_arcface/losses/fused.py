@@ -30,6 +30,7 @@ from jax.typing import ArrayLike, DTypeLike
 from jax_arcface.cpu import Implementation, product
 from jax_arcface.losses import checks
 from jax_arcface.losses.margins import Margin, target_cosine
+from jax_arcface.losses.mesh import Shard, equally_varying, on_each_device, shard_of, varying_as
 from jax_arcface.losses.reduction import Reduction, checked_weights, reduce, without_ignored
 from jax_arcface.losses.softmax import linear_logits
 from jax_arcface.losses.vectors import checked_labels, checked_vectors, cosines, normalize
@@ -59,10 +60,10 @@ def fused_margin_softmax_loss(
 ) -> Array:
     """`margin_softmax_loss` and its gradients in memory that does not grow with B x C.
 
-    Pure; works under jit, vmap and grad, and twice under grad unless prototypes are bfloat16; not under jvp, since its
-    backward pass, which reads the classes once more, is written by hand. Its inputs and their gradients apart, it
-    holds a few arrays [block_size, B] and [block_size, D] (and a copy of the
-    prototypes where they are bfloat16). ArcFace (Deng et al., CVPR 2019), equation 4.
+    Pure; works under jit, vmap and grad, on a mesh (`losses/mesh.py`), and twice under grad unless prototypes are
+    bfloat16; not under jvp, since its backward pass, which reads the classes once more, is written by hand. Its inputs
+    and their gradients apart, it holds a few arrays [block_size, B] and [block_size, D] (and a copy of the prototypes
+    where they are bfloat16). ArcFace (Deng et al., CVPR 2019), equation 4.
 
     Args:
       embeddings: [B, D], any float dtype; only their direction counts.
@@ -139,20 +140,19 @@ def loss_and_correct(
     """
     embeddings, prototypes, block_size = _checked(embeddings, prototypes, block_size)
     weights = checked_weights(weights, len(embeddings))
-    labels = checked_labels(labels, len(embeddings), len(prototypes), weights)
+    labels = checked_labels(labels, len(embeddings), shard_of(prototypes, embeddings, labels).total, weights)
     checks.positive(scale=scale)
     checks.below_one(label_smoothing=label_smoothing)
     if jnp.ndim(scale):
         raise ValueError(f"scale has shape {jnp.shape(scale)}; it must be a scalar")
     if matmul_dtype is not None and not jnp.issubdtype(matmul_dtype, jnp.floating):
         raise ValueError(f"matmul_dtype is {matmul_dtype!r}; it must be a float dtype or None")
+    embeddings = without_ignored(embeddings, weights)
+    margin = jax.tree.map(lambda m: jnp.broadcast_to(m, labels.shape), margin)
     losses, correct = _losses(
-        without_ignored(embeddings, weights),
+        (embeddings, labels, margin),
         prototypes,
-        labels,
-        margin,
-        scale,
-        filter_above,
+        (jnp.asarray(scale), None if filter_above is None else jnp.asarray(filter_above)),
         smoothing=float(label_smoothing),
         block_size=block_size,
         matmul_dtype=None if matmul_dtype is None else jnp.dtype(matmul_dtype),
@@ -213,17 +213,25 @@ def nearest_class(embeddings: ArrayLike, prototypes: ArrayLike, *, block_size: i
 
 @functools.partial(jax.jit, static_argnames=("block_size",))
 def _nearest_class(embeddings: Array, prototypes: Array, *, block_size: int) -> Array:
-    u = normalize(embeddings)
-    settings = _Settings(False, min(block_size, len(prototypes)), None)
+    def here(embeddings: Array, prototypes: Array, _: tuple, total: int | None) -> Array:
+        shard = shard_of(prototypes, embeddings, total=total)
+        u, prototypes = equally_varying(normalize(embeddings), prototypes)
+        settings = _Settings(False, min(block_size, len(prototypes)), None)
 
-    def add(start: Array | int, block: Array, so_far: tuple[Array, Array]) -> tuple[Array, Array]:
-        largest, found = so_far
-        c, _ = _nearest(_product(_unit_rows(block, u.dtype), u.T, settings), block)
-        larger = c.max(axis=0) > largest
-        return jnp.where(larger, c.max(axis=0), largest), jnp.where(larger, start + c.argmax(axis=0), found)
+        def add(start: Array | int, block: Array, so_far: tuple[Array, Array]) -> tuple[Array, Array]:
+            largest, found = so_far
+            c, _ = _nearest(_product(_unit_rows(block, u.dtype), u.T, settings), block)
+            if shard.is_padded(len(prototypes)):
+                c = jnp.where(_is_padding(shard.total - shard.first, start, block), -jnp.inf, c)
+            larger = c.max(axis=0) > largest
+            number = shard.first + start + c.argmax(axis=0)
+            return jnp.where(larger, c.max(axis=0), largest), jnp.where(larger, number, found)
 
-    none = jnp.full(len(u), -jnp.inf, u.dtype), jnp.zeros(len(u), int)
-    return _over_blocks(settings.block_size, prototypes, add, none)[1]
+        none = jnp.full(len(u), -jnp.inf, u.dtype), jnp.zeros(len(u), int)
+        largest, found = _over_blocks(settings.block_size, prototypes, add, varying_as(u, none))
+        return shard.min(jnp.where(largest == shard.max(largest), found, shard.total))
+
+    return on_each_device(here, embeddings, prototypes)
 
 
 @jax.jit
@@ -253,40 +261,80 @@ class _Settings(NamedTuple):
 
 @functools.partial(jax.jit, static_argnames=("smoothing", "block_size", "matmul_dtype", "implementation"))
 def _losses(
-    embeddings: Array,
+    of_examples: tuple[Array, Array, Margin],
     prototypes: Array,
-    labels: Array,
-    margin: Margin,
-    scale: Array,
-    filter_above: Array | None,
+    of_all: tuple[Array, Array | None],
     *,
     smoothing: float,
     block_size: int,
     matmul_dtype: np.dtype | None,
     implementation: Implementation,
 ) -> tuple[Array, Array]:
-    classes = len(prototypes)
     if not jnp.issubdtype(prototypes.dtype, jnp.floating):
         prototypes = prototypes.astype(float)
-    u = normalize(embeddings)
-    u = u.astype(jnp.result_type(u, prototypes))  # float64 if either is
-    scale = jnp.asarray(scale, u.dtype)
-    margin = jax.tree.map(lambda m: jnp.broadcast_to(m, labels.shape), margin)
-    settings = _Settings(bool(smoothing), min(block_size, classes), matmul_dtype, implementation)
-    cosine, largest, total, sum_others, nearest = _all_classes(settings, u, prototypes, labels, scale, filter_above)
-    target = scale * target_cosine(cosine, margin)
-    losses = jax.nn.softplus((largest - target) + jnp.log(total))  # near numbers first: no digits are lost
-    if smoothing:
-        losses += smoothing * (target - (sum_others + target) / classes)
-    is_class = (labels >= 0) & (labels < classes)
-    return losses * jnp.where(is_class, 1, jnp.nan), is_class & (scale * cosine > nearest)
+
+    def here(
+        of_examples: tuple[Array, Array, Margin],
+        prototypes: Array,
+        of_all: tuple[Array, Array | None],
+        total: int | None,
+    ) -> tuple[Array, Array]:
+        (embeddings, labels, margin), (scale, filter_above) = of_examples, of_all
+        shard = shard_of(prototypes, embeddings, labels, total=total)
+        u = normalize(embeddings)
+        u = u.astype(jnp.result_type(u, prototypes))  # float64 if either is
+        scale = scale.astype(u.dtype)
+        settings = _Settings(bool(smoothing), min(block_size, len(prototypes)), matmul_dtype, implementation)
+        cosine, largest, total_exp, sum_others, nearest = _of_all_devices(
+            settings, shard, u, prototypes, labels, scale, filter_above
+        )
+        target = scale * target_cosine(cosine, margin)
+        losses = jax.nn.softplus((largest - target) + jnp.log(total_exp))  # near numbers first: no digits are lost
+        if smoothing:
+            losses += smoothing * (target - (sum_others + target) / shard.total)
+        is_class = (labels >= 0) & (labels < shard.total)
+        return losses * jnp.where(is_class, 1, jnp.nan), is_class & (scale * cosine > nearest)
+
+    return on_each_device(here, of_examples, prototypes, of_all)
+
+
+def _of_all_devices(
+    settings: _Settings,
+    shard: Shard,
+    u: Array,
+    prototypes: Array,
+    labels: Array,
+    scale: Array,
+    filter_above: Array | None,
+) -> tuple[Array, Array, Array, Array, Array]:
+    """`_all_classes`, of the classes of all devices: each looks at its own, and what they found, [B], is exchanged."""
+    inputs = equally_varying(u, prototypes, labels - shard.first, scale)
+    count = jnp.asarray(shard.total - shard.first) if shard.is_padded(len(prototypes)) else None
+    cosine, largest, total, sums, nearest = _all_classes(settings, *inputs, filter_above, count)
+    if shard.axis is None:
+        return cosine, largest, total, sums, nearest
+    is_here = (inputs[2] >= 0) & (inputs[2] < len(prototypes))
+    of_all = shard.max(largest)
+    return (
+        shard.sum(jnp.where(is_here, cosine, 0)),
+        of_all,
+        shard.sum(total * jnp.exp(largest - of_all)),
+        shard.sum(sums),
+        shard.max(nearest),
+    )
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _all_classes(
-    settings: _Settings, u: Array, prototypes: Array, labels: Array, scale: Array, filter_above: Array | None
+    settings: _Settings,
+    u: Array,
+    prototypes: Array,
+    labels: Array,
+    scale: Array,
+    filter_above: Array | None,
+    count: Array | None = None,
 ) -> tuple[Array, Array, Array, Array, Array]:
-    """What the loss needs to know of all classes, from unit vectors u [B, D].
+    """What the loss needs to know of all classes, from unit vectors u [B, D]; rows from `count` on are no classes.
 
     Returns:
       c_iy; b_i = max_{j != y} z_ij, a constant to differentiation; sum_{j != y} exp(z_ij - b_i); sum_{j != y} z_ij, or
@@ -298,32 +346,33 @@ def _all_classes(
         largest, total, sums, nearest = so_far
         c, _ = _nearest(_product(_unit_rows(block, u.dtype), u_t, settings), block)
         z = scale * _filtered(c, filter_above)
-        is_target = _is_target(labels, start, block)
+        is_no_other = _is_target(labels, start, block) | _is_padding(count, start, block)
         if settings.with_sum:
-            sums += jnp.where(is_target, 0, z).sum(axis=0)
-        z = jnp.where(is_target, -jnp.inf, z)
+            sums += jnp.where(is_no_other, 0, z).sum(axis=0)
+        z = jnp.where(is_no_other, -jnp.inf, z)
         larger = jnp.maximum(largest, z.max(axis=0))
         total = total * jnp.exp(largest - larger) + jnp.exp(z - larger).sum(axis=0)
         if filter_above is None:
             return larger, total, sums, larger
-        return larger, total, sums, jnp.maximum(nearest, jnp.where(is_target, -jnp.inf, scale * c).max(axis=0))
+        return larger, total, sums, jnp.maximum(nearest, jnp.where(is_no_other, -jnp.inf, scale * c).max(axis=0))
 
     zeros = jnp.zeros(len(u), u.dtype)
     lowest = jnp.full(len(u), jnp.finfo(u.dtype).min, u.dtype)  # not -inf, which would make NaN of a lone class
-    found = _over_blocks(settings.block_size, prototypes, add, (lowest, zeros, zeros, lowest))
+    none = varying_as(u, (lowest, zeros, zeros, lowest))
+    found = _over_blocks(settings.block_size, prototypes, add, none)
     own = normalize(prototypes[labels.clip(0, len(prototypes) - 1)])  # [B, D] or [B, K, D]
     cosine = jnp.einsum("b...d,bd->b...", own, u, precision=jax.lax.Precision.HIGHEST)
     return cosine.max(axis=tuple(range(1, cosine.ndim))), *found
 
 
-def _forward(settings: _Settings, *inputs: Array) -> tuple[tuple[Array, Array, Array, Array, Array], tuple]:
+def _forward(settings: _Settings, *inputs: Array | None) -> tuple[tuple[Array, Array, Array, Array, Array], tuple]:
     outputs = _all_classes(settings, *inputs)
     _, largest, *_ = outputs
     return outputs, (*inputs, largest)
 
 
 def _backward(settings: _Settings, residuals: tuple, cotangents: tuple[Array, ...]) -> tuple:
-    u, prototypes, labels, scale, filter_above, largest = residuals
+    u, prototypes, labels, scale, filter_above, count, largest = residuals
     d_cosine, _, d_total, d_sum, _ = cotangents
     u_t = u.T
 
@@ -334,7 +383,8 @@ def _backward(settings: _Settings, residuals: tuple, cotangents: tuple[Array, ..
         c, nearest = _nearest(_product(v, u_t, settings), block)
         is_target = _is_target(labels, start, block)
         # the target's logit may be so much larger that its exp is infinite, which would make second derivatives NaN
-        z = jnp.where(is_target, -jnp.inf, scale * _filtered(c, filter_above))
+        is_no_other = is_target | _is_padding(count, start, block)
+        z = jnp.where(is_no_other, -jnp.inf, scale * _filtered(c, filter_above))
         d_c = jnp.exp(z - largest) * (scale * d_total)
         if settings.with_sum:
             d_c += scale * d_sum
@@ -349,9 +399,9 @@ def _backward(settings: _Settings, residuals: tuple, cotangents: tuple[Array, ..
         d_bits = jax.lax.dynamic_update_slice_in_dim(d_bits, _bits(d_block), start, axis=0)
         return d_u_t + _product(v, d_c, settings, transposed=True), d_bits, s_d_scale
 
-    none = jnp.zeros_like(u_t), jnp.zeros_like(_bits(prototypes)), jnp.zeros_like(largest)
+    none = varying_as(u, (jnp.zeros_like(u_t), jnp.zeros_like(_bits(prototypes)), jnp.zeros_like(largest)))
     d_u_t, d_bits, s_d_scale = _over_blocks(settings.block_size, prototypes, add, none)
-    return d_u_t.T, _from_bits(d_bits, prototypes.dtype), None, s_d_scale.sum() / scale, None
+    return d_u_t.T, _from_bits(d_bits, prototypes.dtype), None, s_d_scale.sum() / scale, None, None
 
 
 _all_classes.defvjp(_forward, _backward)
@@ -425,3 +475,8 @@ def _filtered(cosine: Array, filter_above: Array | None) -> Array:
 def _is_target(labels: Array, start: Array | int, block: Array) -> Array:
     """Which of a block's classes are whose target, [b, B]."""
     return labels == start + jnp.arange(len(block))[:, None]
+
+
+def _is_padding(count: Array | int | None, start: Array | int, block: Array) -> Array | bool:
+    """Which of a block's rows are no classes, [b, 1]."""
+    return False if count is None else start + jnp.arange(len(block))[:, None] >= count

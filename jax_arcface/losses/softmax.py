@@ -9,6 +9,7 @@ from jax.typing import ArrayLike
 
 from jax_arcface.losses import checks
 from jax_arcface.losses.margins import Margin, target_cosine
+from jax_arcface.losses.mesh import Shard, shard_of, varying_as
 from jax_arcface.losses.reduction import Reduction, checked_weights, reduce, without_ignored
 from jax_arcface.losses.vectors import (
     checked_labels,
@@ -56,7 +57,8 @@ def margin_logits(
     [[2.815 0.   ]]
     """
     embeddings, prototypes = checked_vectors(embeddings, prototypes)
-    labels = checked_labels(labels, len(embeddings), len(prototypes))
+    shard = shard_of(prototypes, embeddings, labels)
+    labels = checked_labels(labels, len(embeddings), shard.total)
     checks.positive(scale=scale)
     return _margin_logits(embeddings, prototypes, labels, margin, scale, filter_above)
 
@@ -65,12 +67,13 @@ def margin_logits(
 def _margin_logits(
     embeddings: Array, prototypes: Array, labels: Array, margin: Margin, scale: Array, filter_above: Array | None
 ) -> Array:
+    shard = shard_of(prototypes, embeddings, labels)
     cosine = cosines(embeddings, prototypes)
     margin = jax.tree.map(lambda m: jnp.broadcast_to(m, labels.shape), margin)
-    psi = target_cosine(own_class(cosine, labels), margin)
+    psi = target_cosine(own_class(cosine, labels, shard), margin)
     if filter_above is not None:
         cosine = jnp.where(cosine > filter_above, 0, cosine)
-    return with_own_class(cosine, labels, psi) * one_or_nan(labels, cosine.shape[1])[:, None] * scale
+    return with_own_class(cosine, labels, psi, shard) * one_or_nan(labels, shard.total)[:, None] * scale
 
 
 def margin_softmax_loss(
@@ -86,6 +89,8 @@ def margin_softmax_loss(
     weights: ArrayLike | None = None,
 ) -> Array:
     """The margin softmax loss: cross entropy of `margin_logits` (ArcFace, equation 4).
+
+    Pure; works under jit, vmap and grad, and on a mesh (`losses/mesh.py`).
 
     Args:
       embeddings, prototypes, labels, margin, scale, filter_above: as in `margin_logits`.
@@ -104,10 +109,11 @@ def margin_softmax_loss(
     """
     embeddings, prototypes = checked_vectors(embeddings, prototypes)
     weights = checked_weights(weights, len(embeddings))
-    labels = checked_labels(labels, len(embeddings), len(prototypes), weights)
+    shard = shard_of(prototypes, embeddings, labels, weights)
+    labels = checked_labels(labels, len(embeddings), shard.total, weights)
     embeddings = without_ignored(embeddings, weights)
     logits = margin_logits(embeddings, prototypes, labels, margin, scale, filter_above)
-    return softmax_loss(logits, labels, label_smoothing, reduction=reduction, weights=weights)
+    return sharded_softmax_loss(logits, labels, label_smoothing, reduction, weights, shard)
 
 
 def softmax_loss(
@@ -144,29 +150,46 @@ def softmax_loss(
     >>> print(softmax_loss(jnp.eye(2), jnp.array([0, 0]), reduction="none").round(2))  # log(1 + 1 / e), log(1 + e)
     [0.31 1.31]
     """
-    checks.below_one(label_smoothing=label_smoothing)
     logits = jnp.asarray(logits)
     if logits.ndim != 2:
         raise ValueError(f"logits have shape {logits.shape}; they must be [B, C]")
+    return sharded_softmax_loss(logits, labels, label_smoothing, reduction, weights, Shard(logits.shape[1]))
+
+
+def sharded_softmax_loss(
+    logits: Array,
+    labels: ArrayLike,
+    label_smoothing: float,
+    reduction: Reduction,
+    weights: ArrayLike | None,
+    shard: Shard,
+) -> Array:
+    """`softmax_loss` of logits whose columns are a part of the classes, those of this device."""
+    checks.below_one(label_smoothing=label_smoothing)
     weights = checked_weights(weights, len(logits))
-    labels = checked_labels(labels, len(logits), logits.shape[1], weights)
+    labels = checked_labels(labels, len(logits), shard.total, weights)
     logits = upcast(without_ignored(logits, weights))
-    return reduce(_cross_entropy(logits, labels, label_smoothing), weights, reduction)
+    return reduce(_cross_entropy(logits, labels, label_smoothing, shard), weights, reduction)
 
 
-def _cross_entropy(logits: Array, labels: Array, label_smoothing: float) -> Array:
+def _cross_entropy(logits: Array, labels: Array, label_smoothing: float, shard: Shard) -> Array:
     """Of each example, [B]."""
-    target = own_class(logits, labels)
-    others = with_own_class(logits, labels, jnp.full(len(logits), -jnp.inf, logits.dtype))
+    target = own_class(logits, labels, shard)
+    others = with_own_class(logits, labels, jnp.full_like(target, -jnp.inf), shard)
     lowest = jnp.finfo(logits.dtype).min  # not -inf, which would make NaN of a lone class
-    largest = jax.lax.stop_gradient(jnp.max(others, axis=-1, initial=lowest))
-    total = jnp.sum(jnp.exp(others - largest[:, None]), axis=-1)
+    largest = shard.max(jax.lax.stop_gradient(jnp.max(others, axis=-1, initial=lowest)))
+    total = shard.sum(jnp.sum(jnp.exp(others - largest[:, None]), axis=-1))
     none = total == 0  # no other class
     above = (largest - target) + jnp.log(jnp.where(none, 1, total))  # near numbers first: no digits are lost
     losses = jax.nn.softplus(jnp.where(none, -jnp.inf, above))
     if label_smoothing:
-        losses += label_smoothing * jnp.mean(target[:, None] - logits, axis=-1)
+        losses += label_smoothing * shard.sum(jnp.sum(_spread(target, logits) - logits, axis=-1)) / shard.total
     return losses
+
+
+def _spread(of_examples: Array, logits: Array) -> Array:
+    """[B, 1], to go with logits [B, C] of this device: its gradient is added up here before it is over the mesh."""
+    return varying_as(logits, of_examples)[:, None]
 
 
 def linear_softmax_loss(
@@ -196,7 +219,8 @@ def linear_softmax_loss(
     embeddings, prototypes = checked_vectors(embeddings, prototypes)
     weights = checked_weights(weights, len(embeddings))
     logits = linear_logits(without_ignored(embeddings, weights), prototypes, bias)
-    return softmax_loss(logits, labels, label_smoothing, reduction=reduction, weights=weights)
+    shard = shard_of(prototypes, embeddings, labels, weights)
+    return sharded_softmax_loss(logits, labels, label_smoothing, reduction, weights, shard)
 
 
 def linear_logits(embeddings: ArrayLike, prototypes: ArrayLike, bias: ArrayLike) -> Array:
@@ -241,8 +265,10 @@ def modified_softmax_loss(
     embeddings, prototypes = checked_vectors(embeddings, prototypes)
     weights = checked_weights(weights, len(embeddings))
     embeddings = without_ignored(embeddings, weights)
-    logits = lengths(embeddings)[:, None] * cosines(embeddings, prototypes)
-    return softmax_loss(logits, labels, label_smoothing, reduction=reduction, weights=weights)
+    cosine = cosines(embeddings, prototypes)
+    logits = _spread(lengths(embeddings), cosine) * cosine
+    shard = shard_of(prototypes, embeddings, labels, weights)
+    return sharded_softmax_loss(logits, labels, label_smoothing, reduction, weights, shard)
 
 
 def a_softmax_loss(
@@ -282,12 +308,13 @@ def a_softmax_loss(
     checks.at_least_zero(lam=lam)
     embeddings, prototypes = checked_vectors(embeddings, prototypes)
     weights = checked_weights(weights, len(embeddings))
-    labels = checked_labels(labels, len(embeddings), len(prototypes), weights)
+    shard = shard_of(prototypes, embeddings, labels, weights)
+    labels = checked_labels(labels, len(embeddings), shard.total, weights)
     embeddings = without_ignored(embeddings, weights)
     psi = margin_logits(embeddings, prototypes, labels, Margin.sphereface(m), scale=1.0)
     annealed = (lam * cosines(embeddings, prototypes) + psi) / (1 + lam)
-    logits = lengths(embeddings)[:, None] * annealed
-    return softmax_loss(logits, labels, label_smoothing, reduction=reduction, weights=weights)
+    logits = _spread(lengths(embeddings), psi) * annealed
+    return sharded_softmax_loss(logits, labels, label_smoothing, reduction, weights, shard)
 
 
 def annealed_lambda(step: ArrayLike, first: float = 1000.0, last: float = 5.0, decay: float = 0.12) -> Array:

@@ -11,6 +11,8 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
+from jax_arcface.losses.mesh import Shard, varying_as
+
 # Vectors whose largest entry is smaller than this count as zero: one over it still fits float32.
 _SMALLEST = 2.0**-100
 # Entries beyond this count as this where squared lengths are taken: sums of their squares fit float32.
@@ -86,14 +88,13 @@ def cosines(embeddings: ArrayLike, prototypes: ArrayLike) -> Array:
 
 @jax.jit
 def _cosines(embeddings: Array, prototypes: Array) -> Array:
-    x, w = normalize(embeddings), normalize(prototypes.reshape(-1, prototypes.shape[-1]))
+    x, w = normalize(embeddings), normalize(prototypes)
     # full precision also where accelerators would round float32 inputs: an angle near 0 has no digits to lose
-    cosine = jnp.matmul(x, w.T, precision=jax.lax.Precision.HIGHEST)
-    if prototypes.ndim == 3:
-        cosine = cosine.reshape(len(x), *prototypes.shape[:2])
-        nearest = jnp.argmax(cosine, axis=-1, keepdims=True)
-        cosine = jnp.take_along_axis(cosine, nearest, axis=-1)[..., 0]
-    return cosine
+    if prototypes.ndim == 2:
+        return jnp.matmul(x, w.T, precision=jax.lax.Precision.HIGHEST)
+    cosine = jnp.einsum("bd,ckd->bck", x, w, precision=jax.lax.Precision.HIGHEST)
+    nearest = jnp.argmax(cosine, axis=-1, keepdims=True)
+    return jnp.sum(jnp.where(jnp.arange(cosine.shape[-1]) == nearest, cosine, 0), axis=-1)
 
 
 def checked_vectors(embeddings: ArrayLike, prototypes: ArrayLike) -> tuple[Array, Array]:
@@ -163,25 +164,38 @@ def one_or_nan(labels: Array, classes: int) -> Array:
     return jnp.where((labels >= 0) & (labels < classes), 1, jnp.nan)
 
 
-def own_class(values: Array, labels: Array) -> Array:
+def own_class(values: Array, labels: Array, shard: Shard | None = None) -> Array:
     """What stands in each row [B, C] at the example's own class, [B]; NaN for a label outside [0, C).
+
+    Args:
+      shard: the classes that the columns are; None where they are all.
 
     >>> own_class(jnp.array([[1.0, 2.0], [3.0, 4.0]]), jnp.array([1, 0]))
     Array([2., 3.], dtype=float32)
     """
-    classes = values.shape[1]
-    own = jnp.take_along_axis(values, labels.clip(0, classes - 1)[:, None], axis=1)[:, 0]
-    return own * one_or_nan(labels, classes)
+    shard = shard or Shard(values.shape[1])
+    # a sum, not a look-up, which would gather columns that lie on many devices
+    own = jnp.sum(jnp.where(is_own_class(values, labels, shard), values, 0), axis=1)
+    return shard.sum(own) * one_or_nan(labels, shard.total)
 
 
-def with_own_class(values: Array, labels: Array, own: Array) -> Array:
+def with_own_class(values: Array, labels: Array, own: Array, shard: Shard | None = None) -> Array:
     """`values` [B, C] with `own` [B] at each example's own class.
+
+    Args:
+      shard: the classes that the columns are; None where they are all.
 
     >>> with_own_class(jnp.zeros((2, 3)), jnp.array([2, 0]), jnp.array([7.0, 8.0]))
     Array([[0., 0., 7.],
            [8., 0., 0.]], dtype=float32)
     """
-    return jnp.where(jnp.arange(values.shape[1]) == labels[:, None], own[:, None], values)
+    own = varying_as(values, own)  # before it is spread out, so that gradients are added up after they are, too
+    return jnp.where(is_own_class(values, labels, shard or Shard(values.shape[1])), own[:, None], values)
+
+
+def is_own_class(values: Array, labels: Array, shard: Shard) -> Array:
+    """Which of the classes is each example's own, [B, C]."""
+    return shard.numbers(values.shape[1]) == labels[:, None]
 
 
 def squared_distances(cosine: Array) -> Array:

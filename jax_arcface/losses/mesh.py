@@ -1,0 +1,186 @@
+"""Losses on a mesh of devices: which of the classes a device holds, and what the devices tell each other.
+
+The classes' prototypes lie over one axis of the mesh, the batch over another. Nothing is said to a loss: it reads in
+the types of its arguments how they lie.
+
+    mesh = jax.make_mesh((2, 4), ("data", "classes"))
+    embeddings = jax.device_put(embeddings, NamedSharding(mesh, P("data")))
+    prototypes = jax.device_put(prototypes, NamedSharding(mesh, P("classes")))
+    jax.jit(margin_softmax_loss)(embeddings, prototypes, labels, Margin.arcface())
+
+With Explicit axes, `jax.make_mesh`'s default, the prototypes' type names the axis. With Auto axes it does not: then it
+is the axis called `classes`. Inside `jax.shard_map` a loss sees one device's rows; the axis of the classes is the one
+over which the prototypes vary and the embeddings and labels do not, and the batch is that of this device.
+
+Each device normalises and multiplies its own prototypes. What goes over the mesh has the size of the batch: of each
+example the largest logit, the sum over all classes and the own class's cosine; backwards the embeddings' gradient.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.sharding import AxisType, PartitionSpec
+from jax.typing import ArrayLike
+
+CLASSES = "classes"  # the axis of the classes where types do not tell
+_Result = TypeVar("_Result")
+
+
+class Shard(NamedTuple):
+    """The classes that rows of prototypes, or columns of logits, stand for.
+
+    Args:
+      total: C, the classes of all devices.
+      first: the number of the first of these.
+      axis: of the mesh, over which they lie; None where all are here.
+    """
+
+    total: int
+    first: Array | int = 0
+    axis: str | None = None
+
+    def is_padded(self, rows: int) -> bool:
+        """Whether the devices have more rows together, `rows` each, than there are classes."""
+        return self.axis is not None and rows * jax.lax.axis_size(self.axis) > self.total
+
+    def numbers(self, count: int) -> Array:
+        """The numbers of the classes here, [count]."""
+        return self.first + jnp.arange(count)
+
+    def sum(self, x: Array) -> Array:
+        """The sum over the devices."""
+        return x if self.axis is None else jax.lax.psum(x, self.axis)
+
+    def max(self, x: Array) -> Array:
+        """The largest of the devices, a constant to differentiation."""
+        return x if self.axis is None else jax.lax.pmax(jax.lax.stop_gradient(x), self.axis)
+
+    def min(self, x: Array) -> Array:
+        """The smallest of the devices, a constant to differentiation."""
+        return x if self.axis is None else jax.lax.pmin(jax.lax.stop_gradient(x), self.axis)
+
+
+def shard_of(prototypes: ArrayLike, *of_examples: ArrayLike | None, total: int | None = None) -> Shard:
+    """Which classes prototypes [C, ...] are: inside `shard_map` those of this device, else all.
+
+    Args:
+      prototypes: or anything else that has a row for each class.
+      of_examples: embeddings and labels, which do not differ between the devices that share the classes.
+      total: C; None where no row is padding.
+
+    Raises:
+      ValueError: inside `shard_map`, prototypes that lie over two axes.
+
+    >>> shard_of(jnp.zeros((10, 4)), jnp.zeros((2, 4)))
+    Shard(total=10, first=0, axis=None)
+    """
+    rows = jnp.shape(prototypes)[0]
+    axes = _varying(prototypes).difference(*map(_varying, of_examples))
+    if not axes:
+        return Shard(rows if total is None else total)
+    if len(axes) > 1:
+        raise ValueError(f"the prototypes lie over the axes {', '.join(sorted(axes))} of the mesh; it must be one")
+    (axis,) = axes
+    total = rows * jax.lax.axis_size(axis) if total is None else total
+    return Shard(total, rows * jax.lax.axis_index(axis), axis)
+
+
+def gathered(x: ArrayLike) -> Array:
+    """An array whole on each device. Inside `shard_map` it stays as it is.
+
+    >>> gathered(jnp.ones(2)).tolist()
+    [1.0, 1.0]
+    """
+    x = jnp.asarray(x)
+    lies = jax.typeof(x).sharding
+    if all(axis is None for axis in lies.spec):
+        return x
+    return jax.sharding.reshard(x, jax.NamedSharding(lies.mesh, PartitionSpec()))
+
+
+def on_each_device(function: Callable[..., _Result], of_examples: Any, prototypes: Array, of_all: Any = ()) -> _Result:
+    """`function(of_examples, prototypes, of_all, total)`; where they lie over a mesh, by `shard_map`.
+
+    Args:
+      function: from what each device has, and C or None (`shard_of`), to arrays whose first axis is that of the
+        examples.
+      of_examples: a tree of arrays [B, ...], the embeddings first. Where the batch lies over the axis of the classes,
+        too, that part is gathered.
+      prototypes: [C, ...]. With Auto axes that do not divide C, the last device's rows are padded with zeros.
+      of_all: a tree of arrays that all devices have.
+    """
+    total = len(prototypes)
+    embeddings = jax.tree.leaves(of_examples)[0]
+    found = _layout(embeddings, prototypes)
+    if found is None:
+        return function(of_examples, prototypes, of_all, None)
+    mesh, batch, classes = found
+    examples, rows, everywhere = PartitionSpec(batch), PartitionSpec(classes), PartitionSpec()
+    if classes is not None and (rest := -total % mesh.shape[classes]):
+        prototypes = jnp.pad(prototypes, ((0, rest), *((0, 0) for _ in prototypes.shape[1:])))
+
+    def placed(tree: Any, spec: PartitionSpec) -> Any:
+        if AxisType.Explicit not in mesh.axis_types:
+            return tree  # `shard_map` itself places it
+        return jax.tree.map(lambda x: jax.sharding.reshard(x, jax.NamedSharding(mesh, spec)), tree)
+
+    return jax.shard_map(
+        lambda of_examples, prototypes, of_all: function(of_examples, prototypes, of_all, total),
+        mesh=mesh,
+        in_specs=(examples, rows, everywhere),
+        out_specs=examples,
+    )(placed(of_examples, examples), placed(prototypes, rows), placed(of_all, everywhere))
+
+
+def _layout(embeddings: Array, prototypes: Array) -> tuple[Any, tuple[str, ...], str | None] | None:
+    """The mesh and the axes of batch and classes; None on a single device, and where the arrays are a device's own."""
+    mesh = next(
+        (found for x in (prototypes, embeddings) if (found := jax.typeof(x).sharding.mesh).size > 1),
+        jax.sharding.get_abstract_mesh(),
+    )
+    kinds = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))
+    if mesh.size == 1 or AxisType.Manual in kinds.values():
+        return None
+    own = _axes(jax.typeof(prototypes).sharding.spec[0])
+    if not own and kinds.get(CLASSES) is AxisType.Auto:
+        own = (CLASSES,)
+    if len(own) > 1:
+        raise ValueError(f"the prototypes lie over the axes {', '.join(own)} of the mesh; it must be one")
+    batch = _axes(jax.typeof(embeddings).sharding.spec[0])
+    if own and kinds[own[0]] is AxisType.Auto:
+        batch = tuple(axis for axis, kind in kinds.items() if kind is AxisType.Auto)
+    batch = tuple(axis for axis in batch if axis not in own)
+    if len(embeddings) % math.prod(mesh.shape[axis] for axis in batch):
+        batch = ()
+    return (mesh, batch, own[0] if own else None) if own or batch else None
+
+
+def _axes(of_dimension: Any) -> tuple[str, ...]:
+    if of_dimension is None:
+        return ()
+    return of_dimension if isinstance(of_dimension, tuple) else (of_dimension,)
+
+
+def equally_varying(*arrays: Any) -> list[Array]:
+    """Inside `shard_map`, arrays that vary over the same axes of the mesh, as JAX's own operations have them."""
+    union = frozenset[str]().union(*map(_varying, arrays))
+    return [jax.lax.pcast(x, tuple(union - own), to="varying") if union - (own := _varying(x)) else x for x in arrays]
+
+
+def varying_as(like: Array, tree: _Result) -> _Result:
+    """A tree of arrays that vary over the axes over which `like` does, at least: what a loop begins with."""
+    return jax.tree.map(lambda x: equally_varying(like, x)[1], tree)
+
+
+def _varying(x: ArrayLike | None) -> frozenset[str]:
+    """The axes of the mesh over which an array varies inside `shard_map`."""
+    if not isinstance(x, Array):
+        return frozenset()
+    known = getattr(jax.typeof(x), "manual_axis_type", None)
+    return frozenset() if known is None else known.varying
