@@ -26,7 +26,7 @@ napoleon_use_ivar = True
 html_theme = "sphinx_book_theme"
 html_title = "jax-arcface"
 html_show_sourcelink = False
-html_theme_options = {"show_toc_level": 2, "use_download_button": False}
+html_theme_options = {"show_toc_level": 2, "use_download_button": False, "navbar_persistent": []}
 
 
 def front_page(app, docname, source):

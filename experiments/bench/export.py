@@ -30,6 +30,8 @@ from experiments._arguments import Parser, UserError, check_at_least, check_can_
 from experiments._machine import machine, versions
 from jax_arcface import data
 from jax_arcface.data import pairs
+from jax_arcface.evaluation import all_pairs, tar_at_far
+from jax_arcface.export.quantise import to_int8
 
 Embed = Callable[[np.ndarray], np.ndarray]
 
@@ -61,6 +63,28 @@ def contenders(path: Path, images: np.ndarray) -> dict[str, Contender]:
             )
             found[f"{name} of {program}"] = Contender(embed, len(content), apart)
     return found
+
+
+def in_int8(path: Path, source: str, images: np.ndarray) -> Contender:
+    """The JAX program's ONNX file with 8-bit integers, scaled by a data set's first 256 training images."""
+    model = jax_models.load_model(path)
+    content = to_int8(jax_formats.to_onnx(model, {}), data.load(source).train.images[:256])
+    embed = one_thread(content)
+    return Contender(embed, len(content), jax_formats.difference(model, embed, images))
+
+
+def worth(path: Path, source: str, embed: Embed) -> tuple[float, float]:
+    """Of a data set's test images: the accuracy among the classes that the model knows, and TAR at FAR 1e-3."""
+    model, dataset = jax_models.load_model(path), data.load(source)
+    images, labels = dataset.test.images, np.asarray(dataset.test.labels)
+    x = np.concatenate([embed(images[i : i + 500]) for i in range(0, len(images), 500)])
+    known = [dataset.class_names.index(name) for name in model.class_names]
+    w = np.asarray(model.classes["prototypes"])
+    w = w / np.linalg.norm(w, axis=1, keepdims=True)
+    seen = np.isin(labels, known)
+    right = np.array(known)[(x[seen] @ w.T).argmax(axis=1)] == labels[seen]
+    (point,) = tar_at_far(all_pairs(x, labels), (1e-3,))
+    return float(right.mean()), float(point.tar or 0)
 
 
 def read_images(source: str, shape: tuple[int, ...], count: int) -> np.ndarray:
@@ -108,6 +132,9 @@ def main(words: list[str]) -> int:
     parser.add_argument("--batch-size", type=int, default=64, help="images in a call that is timed (default: 64)")
     parser.add_argument("--turns", type=int, default=15, help="timed calls of each (default: 15)")
     parser.add_argument("--json", type=Path, help="file to write the numbers to")
+    parser.add_argument(
+        "--int8", action="store_true", help="an ONNX file in 8 bits, too, and what its embeddings are worth"
+    )
     options = parser.parse_args(words)
     check_at_least(1, images=options.images, batch_size=options.batch_size, turns=options.turns)
     check_can_be_written(json=options.json)
@@ -116,6 +143,10 @@ def main(words: list[str]) -> int:
     images = read_images(options.images_of, shape, options.images)
     batch = np.resize(images, (options.batch_size, *shape))
     known = contenders(options.model, images)
+    if options.int8 and options.images_of not in data.DATASETS:
+        raise UserError("--int8 needs a data set, whose training images scale the integers")
+    if options.int8:
+        known["int8 of jax_arcface"] = in_int8(options.model, options.images_of, images)
     times = seconds(known, batch, options.turns)
     rows: dict[str, dict[str, Any]] = {
         name: {
@@ -130,6 +161,10 @@ def main(words: list[str]) -> int:
     for name, row in rows.items():
         size, apart = (f"{row['bytes'] / 1000:,.0f}", f"{row['difference']:.1e}") if row["bytes"] else ("", "")
         print(f"| {name} | {size} | {apart} | {row['images_per_second']:,.0f} |")
+    if options.int8:
+        for name in ("onnx of jax_arcface", "int8 of jax_arcface"):
+            accuracy, tar = worth(options.model, options.images_of, known[name].embed)
+            print(f"{name}: accuracy {100 * accuracy:.2f} %, TAR at FAR 1e-3 {100 * tar:.2f} %")
     if options.json:
         result = {"rows": rows, "machine": machine(), "versions": versions()}
         options.json.write_text(json.dumps(result, indent=2) + "\n")

@@ -62,6 +62,21 @@ def test_weights(run_copy, tmp_path):
         assert "data_dir" not in json.loads(file.metadata()["config"])
 
 
+@pytest.mark.slow
+def test_int8(run_copy, digits, tmp_path, capsys):
+    """Smaller, nearly the same embeddings, the same metadata."""
+    onnxruntime = pytest.importorskip("onnxruntime", reason="needs the extra export")
+    sizes = []
+    for flags in ([], ["--int8", "digits"]):
+        assert main(["export", str(run_copy), "--out", str(tmp_path / "a.onnx"), *flags]) == 0
+        sizes.append((tmp_path / "a.onnx").stat().st_size)
+    assert sizes[1] < 0.6 * sizes[0]  # the narrower the network, the more is not weights
+    session = onnxruntime.InferenceSession(tmp_path / "a.onnx", providers=["CPUExecutionProvider"])
+    found = session.run(["embeddings"], {"images": digits})[0]
+    assert (found * held(run_copy)).sum(axis=1).mean() > 0.98
+    assert "config" in session.get_modelmeta().custom_metadata_map
+
+
 def test_mistakes(run_copy, refused, tmp_path):
     refused("export", run_copy, "--format", "onxx")
     refused("export", run_copy, "--out", "model")
@@ -69,6 +84,7 @@ def test_mistakes(run_copy, refused, tmp_path):
     refused("export", run_copy, "--out", "model.bin")
     refused("export", run_copy, "--out", tmp_path)
     refused("export", run_copy, "--format", "safetensors", "--check", tmp_path)
+    refused("export", run_copy, "--format", "safetensors", "--int8", "digits")
     refused("export", tmp_path / "nowhere")
     (run_copy / "model.safetensors").unlink()
     refused("export", run_copy)

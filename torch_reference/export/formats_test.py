@@ -9,6 +9,7 @@ import torch
 
 from torch_reference.export import card
 from torch_reference.export.formats import FORMATS, difference
+from torch_reference.export.quantise import to_int8
 from torch_reference.models.backbones import BACKBONES, make_backbone
 from torch_reference.models.trained import Model
 
@@ -60,3 +61,15 @@ def test_metadata(tmp_path):
         found = {name.removeprefix("backbone."): torch.tensor(file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118
     assert (found.pop("head.prototypes") == 1).all()
     make_backbone("lenet", (16, 20, 3), 8, 0.125).load_state_dict(found)
+
+
+@pytest.mark.slow
+def test_int8():
+    pytest.importorskip("onnxscript", reason="needs the extra export")
+    pytest.importorskip("onnxruntime", reason="needs the extra export")
+    model = model_of("lenet")
+    content = FORMATS["onnx"].write(model, {"model": "mine"})
+    small = to_int8(content, IMAGES)
+    assert len(small) < 0.8 * len(content)
+    one, other = (FORMATS["onnx"].read(file)(IMAGES) for file in (content, small))
+    assert (one * other).sum(axis=1).min() > 0.98
