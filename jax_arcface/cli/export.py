@@ -107,7 +107,8 @@ def _checked(model: Model, embed: Embed | None, images: np.ndarray, what: str, t
     apart = difference(model, embed, images)
     if not apart < tolerance:
         raise UserError(f"the file would give other embeddings than the program: they differ by up to {apart:.1e}")
-    return f"Embeddings differ from the program's by at most {apart:.1e}, on {len(images):,} images of {what}."
+    counted = "1 image" if len(images) == 1 else f"{len(images):,} images"
+    return f"Embeddings differ from the program's by at most {apart:.1e}, on {counted} of {what}."
 
 
 def _calibration(source: str, model: Model) -> np.ndarray:

@@ -551,7 +551,8 @@ def _compared(model: Model, embed: Embed | None, images: np.ndarray, what: str) 
     # a hundred times what rounding makes; in bfloat16, in which no file computes, several times
     if not apart < (1e-4 if model.precision == "float32" else 0.1):
         raise UserError(f"the file would give other embeddings than the program: they differ by up to {apart:.1e}")
-    return f"Embeddings differ from the program's by at most {apart:.1e}, on {len(images):,} images of {what}."
+    counted = "1 image" if len(images) == 1 else f"{len(images):,} images"
+    return f"Embeddings differ from the program's by at most {apart:.1e}, on {counted} of {what}."
 
 
 def _in_int8(model: Model, content: bytes, source: str) -> tuple[bytes, str]:
