@@ -10,7 +10,8 @@ the types of its arguments how they lie.
 
 With Explicit axes, `jax.make_mesh`'s default, the prototypes' type names the axis. With Auto axes it does not: then it
 is the axis called `classes`. Inside `jax.shard_map` a loss sees one device's rows; the axis of the classes is the one
-over which the prototypes vary and the embeddings and labels do not, and the batch is that of this device.
+over which the prototypes vary and the embeddings and labels do not, and the batch is that of this device (`gathered`
+makes it that of all). Pair losses and regularisers, and the centres of a class, lie and are gathered likewise.
 
 Each device normalises and multiplies its own prototypes. What goes over the mesh has the size of the batch: of each
 example the largest logit, the sum over all classes and the own class's cosine; backwards the embeddings' gradient.
@@ -91,17 +92,73 @@ def shard_of(prototypes: ArrayLike, *of_examples: ArrayLike | None, total: int |
     return Shard(total, rows * jax.lax.axis_index(axis), axis)
 
 
-def gathered(x: ArrayLike) -> Array:
-    """An array whole on each device. Inside `shard_map` it stays as it is.
+def gathered(x: ArrayLike, axis: str | None = None) -> Array:
+    """An array [B, ...] whole on each device, the rows of all in their order; gradients go back to where they belong.
+
+    Pair losses and regularisers gather by themselves what lies over a mesh. Inside `shard_map`, where a loss sees the
+    batch of one device, this is how it sees that of all:
+
+        loss = triplet_loss(gathered(embeddings, "data"), gathered(labels, "data"))
+
+    Args:
+      x: what to gather, such as embeddings.
+      axis: inside `shard_map`, the axis of the mesh over which the rows lie; None leaves `x` there as it is.
+
+    Returns:
+      [n B, ...] with n devices on the axis; inside `shard_map` it does not vary over the axis.
 
     >>> gathered(jnp.ones(2)).tolist()
     [1.0, 1.0]
     """
     x = jnp.asarray(x)
+    if axis is not None:
+        # a sum, not `all_gather`, whose result would count as another on each device
+        room = varying_as(x, jnp.zeros((jax.lax.axis_size(axis), *x.shape), x.dtype))
+        return jax.lax.psum(room.at[jax.lax.axis_index(axis)].set(x), axis).reshape(-1, *x.shape[1:])
     lies = jax.typeof(x).sharding
     if all(axis is None for axis in lies.spec):
         return x
     return jax.sharding.reshard(x, jax.NamedSharding(lies.mesh, PartitionSpec()))
+
+
+def own_rows(rows: Array, labels: Array, total: int | None = None) -> Array:
+    """rows[labels], each example's own of a class; NaN, with its gradient, for a label outside [0, C).
+
+    Args:
+      rows: [C, ...], such as prototypes.
+      labels: [B].
+      total: as in `shard_of`.
+
+    >>> own_rows(jnp.array([1.0, 2.0]), jnp.array([1, 2])).tolist()
+    [2.0, nan]
+    """
+
+    def here(labels: Array, rows: Array, _: Any, padded_from: int | None) -> Array:
+        shard = shard_of(rows, labels, total=total or padded_from)
+        place = labels - shard.first
+        own = rows[place.clip(0, len(rows) - 1)]
+        spread = (-1, *(1 for _ in own.shape[1:]))
+        if shard.axis is not None:
+            is_here = (place >= 0) & (place < len(rows))
+            own = shard.sum(jnp.where(is_here.reshape(spread), own, 0))
+        return own * jnp.where((labels >= 0) & (labels < shard.total), 1, jnp.nan).reshape(spread)
+
+    return on_each_device(here, labels, rows)
+
+
+def moved(rows: Array, labels: Array, moves: Array) -> Array:
+    """rows [C, ...] with moves [B, ...] added to the rows of their labels; what lies over a mesh stays there.
+
+    >>> moved(jnp.zeros(3), jnp.array([1, 1]), jnp.array([1.0, 2.0])).tolist()
+    [0.0, 3.0, 0.0]
+    """
+    lies = jax.typeof(rows).sharding
+    where = None if all(axis is None for axis in lies.spec) else lies
+    shard = shard_of(rows, labels, moves)
+    if shard.axis is not None:
+        place = labels - shard.first
+        labels = jnp.where((place >= 0) & (place < len(rows)), place, len(rows))  # beyond them nothing is added
+    return rows.at[gathered(labels)].add(gathered(moves), out_sharding=where)
 
 
 def on_each_device(function: Callable[..., _Result], of_examples: Any, prototypes: Array, of_all: Any = ()) -> _Result:

@@ -45,17 +45,17 @@ def test_margin_losses_and_the_nearest_class_on_every_mesh(shape):
 
 
 @pytest.mark.slow
-def test_classes_that_no_axis_divides_and_vmap():
+def test_classes_that_no_axis_divides_and_vmap_and_a_batch_gathered_inside_shard_map():
     found = in_process("others")
-    assert max(found["odd"], found["vmap"]) < EXACT
+    assert max(found[name] for name in ("odd", "vmap", "gathered", "moved")) < EXACT
     assert found["nearest"] == 0
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("shape", MESHES)
-def test_every_classification_loss_of_the_registry(shape):
+def test_every_loss_of_the_registry(shape):
     for axes, losses in in_process("registry", shape).items():
-        assert len(losses) >= 12
+        assert len(losses) > 20
         for name, error in losses.items():
             assert error < EXACT, (axes, name)
 
@@ -79,6 +79,8 @@ def _main(what, shape="2x4", names=""):
     from jax_arcface.losses import terms
     from jax_arcface.losses.fused import fused_margin_softmax_loss, nearest_class
     from jax_arcface.losses.margins import Margin
+    from jax_arcface.losses.mesh import gathered, moved
+    from jax_arcface.losses.pairs import triplet_loss
     from jax_arcface.losses.registry import LOSSES, Inputs
     from jax_arcface.losses.softmax import margin_softmax_loss
 
@@ -101,7 +103,7 @@ def _main(what, shape="2x4", names=""):
 
     def error(found, expected):
         pairs = zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True)
-        return float(np.max([np.abs(np.asarray(a) - np.asarray(b)).max() / np.abs(b).max() for a, b in pairs]))
+        return float(np.max([np.abs(np.asarray(a) - np.asarray(b)).max() / (np.abs(b).max() or 1) for a, b in pairs]))
 
     def gradients(loss):
         def weighted(x, w, labels, weights):
@@ -144,7 +146,7 @@ def _main(what, shape="2x4", names=""):
                 report[axes][name] = {
                     "error": error(found, gradients(loss)(x, rows, labels, weights)),
                     "rows": found[1][1].sharding.shard_shape(rows.shape)[0],
-                    "moved": moved(text),
+                    "moved": collective_sizes(text),
                     "own_rows": classes // parts,
                     "own": max(rows.size // parts, x.size // data),
                     "logits": any(
@@ -162,28 +164,41 @@ def _main(what, shape="2x4", names=""):
         mesh, two = mesh_of(shape), np.stack([x, -x])
         many = jax.vmap(lambda x, w, labels: fused(x, w, labels), (0, None, None))
         spread = many(put(two, mesh, None, "data"), put(w, mesh, "classes"), put(labels, mesh, "data"))
+
+        def of_whole_batch(x, labels):
+            return triplet_loss(gathered(x, "data"), gathered(labels, "data"), mining="hard")
+
+        pairs = jax.shard_map(of_whole_batch, mesh=mesh, in_specs=P("data"), out_specs=P())
+        three = put(w, mesh, "classes"), put(labels, mesh), put(x, mesh)
+        here = jax.shard_map(moved, mesh=mesh, in_specs=(P("classes"), P(), P()), out_specs=P("classes"))
+        alone = jax.value_and_grad(functools.partial(triplet_loss, mining="hard"))(x, labels % 5)
         return {
+            "gathered": error(
+                jax.jit(jax.value_and_grad(pairs))(*(put(a, mesh, "data") for a in (x, labels % 5))), alone
+            ),
+            "moved": error([jax.jit(moved)(*three), jax.jit(here)(*three)], [moved(jnp.asarray(w), labels, x)] * 2),
             "odd": error(found, expected),
             "nearest": int(np.abs(near - nearest_class(x, w[:43])).max()),
             "vmap": error(spread, many(two, w, labels)),
         }
 
-    def moved(text):
+    def collective_sizes(text):
         """How many numbers the collectives of a compiled program give, each."""
         found = re.findall(r"= (.*?) (?:all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter)", text)
         shapes = [shape for result in found for shape in re.findall(r"f64\[([\d,]*)\]", result)]
         return [int(np.prod([int(n) for n in shape.split(",") if n])) for shape in shapes]
 
     def registry():
-        entries = {name: getattr(terms, name)() for name, entry in LOSSES.items() if entry.kind == "classification"}
-        arrays = x, {"prototypes": w, "bias": rng.normal(size=classes)}, labels, rng.normal(size=batch), weights
+        entries = {name: getattr(terms, {"range": "range_"}.get(name, name))() for name in LOSSES}
+        owned = {"prototypes": w, "bias": rng.normal(size=classes), "centers": w[::-1].copy()}
+        arrays = x, owned, labels % 5, rng.normal(size=batch), weights
         specs = P("data"), P("classes"), P("data"), P("data"), P("data")
 
         def all_of(x, owned, labels, normal, weights):
-            """Of each loss the gradients by embeddings and prototypes, the value and the state."""
+            """Of each loss the gradients by all that it owns, the value and the state."""
 
-            def outcomes(x, prototypes):
-                results = {}
+            def outcomes(x, owned):
+                results, prototypes = {}, owned["prototypes"]
                 for name, objective in entries.items():
                     rows = prototypes if objective.subcenters == 1 else jnp.stack([prototypes, -prototypes[:, ::-1]], 1)
                     inputs = Inputs(x, labels, owned | {"prototypes": rows}, 3, normal, weights)
@@ -191,7 +206,7 @@ def _main(what, shape="2x4", names=""):
                     results[name] = outcome.loss, outcome.state
                 return {name: loss for name, (loss, _) in results.items()}, results
 
-            gradients, results = jax.jacrev(outcomes, (0, 1), has_aux=True)(x, owned["prototypes"])
+            gradients, results = jax.jacrev(outcomes, (0, 1), has_aux=True)(x, owned)
             return {name: (gradients[name], results[name]) for name in entries}
 
         expected, report = jax.jit(all_of)(*arrays), {}
@@ -201,7 +216,12 @@ def _main(what, shape="2x4", names=""):
             function = all_of
             if axes == "manual":
                 specs = tuple(P(None) if spec == P("data") else spec for spec in specs)
-                out = {name: ((P(), P("classes")), P()) for name in entries}
+                states = {name: objective.init(classes, dim) for name, objective in entries.items()}
+                states = {
+                    name: {key: P("classes") if key == "centers" else P() for key in state}
+                    for name, state in states.items()
+                }
+                out = {name: ((P(), P("classes")), (P(), states[name])) for name in entries}
                 function = jax.shard_map(all_of, mesh=mesh, in_specs=specs, out_specs=out)
             found = jax.jit(function)(*there)
             report[axes] = {name: error(found[name], expected[name]) for name in entries}

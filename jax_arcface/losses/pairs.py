@@ -18,6 +18,7 @@ from jax.typing import ArrayLike
 
 from jax_arcface.losses import checks
 from jax_arcface.losses.margins import angles
+from jax_arcface.losses.mesh import gathered
 from jax_arcface.losses.reduction import (
     Reduction,
     checked_reduction,
@@ -457,12 +458,13 @@ def _pairs(
 
 
 def _checked(embeddings: ArrayLike, labels: ArrayLike, weights: ArrayLike | None) -> tuple[Array, Array, Array | None]:
-    """All of them checked; an embedding whose weight is 0 is 0."""
+    """All of them checked, and whole on each device; an embedding whose weight is 0 is 0."""
     embeddings = jnp.asarray(embeddings)
     if embeddings.ndim != 2:
         raise ValueError(f"embeddings have shape {embeddings.shape}; they must be [B, D]")
     weights = checked_weights(weights, len(embeddings))
-    return without_ignored(embeddings, weights), checked_labels(labels, len(embeddings)), weights
+    embeddings, labels = without_ignored(embeddings, weights), checked_labels(labels, len(embeddings))
+    return gathered(embeddings), gathered(labels), None if weights is None else gathered(weights)
 
 
 def _known(value: str, kind: object, name: str) -> None:

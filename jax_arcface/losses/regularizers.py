@@ -14,6 +14,7 @@ from jax.typing import ArrayLike
 
 from jax_arcface.losses import checks
 from jax_arcface.losses.margins import angles
+from jax_arcface.losses.mesh import gathered, on_each_device, own_rows, shard_of, varying_as
 from jax_arcface.losses.reduction import Reduction, checked_weights, reduce, without_ignored
 from jax_arcface.losses.vectors import (
     bounded,
@@ -21,7 +22,6 @@ from jax_arcface.losses.vectors import (
     checked_vectors,
     cosines,
     normalize,
-    one_or_nan,
     saturated,
     squared_distances,
     upcast,
@@ -83,11 +83,11 @@ def center_displacements(
     [0.  1.5]
     """
     from_center, labels, weights = _from_centers(embeddings, centers, labels, weights)
-    same = labels[:, None] == labels
+    same = labels[:, None] == gathered(labels)
     if weights is None:
         return -from_center / (1 + jnp.sum(same, axis=1)[:, None])
     weights = weights.astype(from_center.dtype)
-    count = jnp.sum(jnp.where(same, weights, 0), axis=1)
+    count = jnp.sum(jnp.where(same, gathered(weights), 0), axis=1)
     return -from_center * (weights / (1 + count))[:, None]
 
 
@@ -101,8 +101,8 @@ def _from_centers(
             f"embeddings {embeddings.shape} and centers {centers.shape} do not fit: they must be [B, D] and [C, D]"
         )
     weights = checked_weights(weights, len(embeddings))
-    labels = checked_labels(labels, len(embeddings), len(centers), weights)
-    from_center = bounded(embeddings) - _own(bounded(centers), labels)
+    labels = checked_labels(labels, len(embeddings), shard_of(centers, embeddings, labels).total, weights)
+    from_center = bounded(embeddings) - own_rows(bounded(centers), labels)
     return (from_center if weights is None else without_ignored(from_center, weights)), labels, weights
 
 
@@ -134,9 +134,9 @@ def intra_loss(
     """
     embeddings, prototypes = checked_vectors(embeddings, prototypes)
     weights = checked_weights(weights, len(embeddings))
-    labels = checked_labels(labels, len(embeddings), len(prototypes), weights)
+    labels = checked_labels(labels, len(embeddings), shard_of(prototypes, embeddings, labels).total, weights)
     embeddings = without_ignored(embeddings, weights)
-    own = _own(upcast(prototypes), labels)
+    own = own_rows(upcast(prototypes), labels)
     cosine = jax.vmap(lambda x, w: cosines(x[None], w[None])[0, 0])(embeddings, own)
     return reduce(angles(cosine), weights, reduction) / math.pi
 
@@ -223,33 +223,34 @@ def _over_other_classes(
     if prototypes.ndim != 2:
         raise ValueError(f"prototypes have shape {prototypes.shape}; they must be [C, D], without sub-centres")
     checks.whole(block_size=block_size)
-    weights = checked_weights(weights, np.size(labels))
-    labels = checked_labels(labels, np.size(labels), len(prototypes), weights)
-    totals = _blockwise(of_cosine, prototypes, labels, min(int(block_size), len(prototypes)))
-    return reduce(totals, weights, reduction) / max(1, len(prototypes) - 1)
+    weights, total = checked_weights(weights, np.size(labels)), shard_of(prototypes, labels).total
+    labels = checked_labels(labels, np.size(labels), total, weights)
+    totals = _blockwise(of_cosine, prototypes, labels, int(block_size))
+    return reduce(totals, weights, reduction) / max(1, total - 1)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 3))
 def _blockwise(of_cosine: Callable[[Array], Array], prototypes: Array, labels: Array, block_size: int) -> Array:
-    unit = normalize(prototypes)
-    classes, dim = unit.shape
-    own = _own(unit, labels)
-    blocks = jnp.pad(unit, ((0, -classes % block_size), (0, 0))).reshape(-1, block_size, dim)
+    def here(labels: Array, prototypes: Array, _: tuple, total: int | None) -> Array:
+        shard = shard_of(prototypes, labels, total=total)
+        unit = normalize(prototypes)
+        rows_here, dim = unit.shape
+        size = min(block_size, rows_here)
+        own = varying_as(unit, own_rows(unit, labels, total=total))
+        blocks = jnp.pad(unit, ((0, -rows_here % size), (0, 0))).reshape(-1, size, dim)
 
-    @jax.checkpoint  # the backward pass computes a block's cosines anew
-    def add(total: Array, block: tuple[Array, Array]) -> tuple[Array, None]:
-        first, rows = block
-        number = first + jnp.arange(block_size)
-        is_other = (number != labels[:, None]) & (number < classes)
-        cosine = jnp.matmul(own, rows.T, precision=jax.lax.Precision.HIGHEST)
-        return total + jnp.sum(jnp.where(is_other, of_cosine(cosine), 0), axis=1), None
+        @jax.checkpoint  # the backward pass computes a block's cosines anew
+        def add(total: Array, block: tuple[Array, Array]) -> tuple[Array, None]:
+            first, rows = block
+            place = first + jnp.arange(size)
+            number = shard.first + place
+            is_other = (number != labels[:, None]) & (place < rows_here) & (number < shard.total)
+            cosine = jnp.matmul(own, rows.T, precision=jax.lax.Precision.HIGHEST)
+            return total + jnp.sum(jnp.where(is_other, of_cosine(cosine), 0), axis=1), None
 
-    firsts = block_size * jnp.arange(len(blocks))
-    total, _ = jax.lax.scan(add, jnp.zeros(len(labels), unit.dtype), (firsts, blocks))
-    return total
+        firsts = size * jnp.arange(len(blocks))
+        zeros = varying_as(own, jnp.zeros(len(labels), unit.dtype))
+        sums, _ = jax.lax.scan(add, zeros, (firsts, blocks))
+        return shard.sum(sums)
 
-
-def _own(rows: Array, labels: Array) -> Array:
-    """rows[labels], each example's own of a class; NaN, with its gradient, for a label outside [0, C)."""
-    factor = one_or_nan(labels, len(rows)).reshape(-1, *(1 for _ in rows.shape[1:]))
-    return rows[labels.clip(0, len(rows) - 1)] * factor
+    return on_each_device(here, labels, prototypes)

@@ -18,6 +18,7 @@ from jax_arcface.errors import UserError
 from jax_arcface.losses import adaptive, fused, pairs, regularizers
 from jax_arcface.losses import softmax as functions
 from jax_arcface.losses.margins import BeyondPi, Gradient, Margin
+from jax_arcface.losses.mesh import moved, own_rows
 from jax_arcface.losses.pairs import Distance, Mining
 from jax_arcface.losses.registry import (
     Cosine,
@@ -351,7 +352,7 @@ def center(rate: Share = 0.5) -> Loss:
         moves = regularizers.center_displacements(
             jax.lax.stop_gradient(i.embeddings), centers, i.labels, weights=i.weights
         )
-        return Outcome(value, {"centers": centers.at[i.labels].add(-rate * moves)})
+        return Outcome(value, {"centers": moved(centers, i.labels, -rate * moves)})
 
     def init(num_classes: int, embedding_dim: int) -> State:
         return {"centers": jnp.zeros((num_classes, embedding_dim))}
@@ -369,7 +370,7 @@ def center_learnt() -> Loss:
         value = regularizers.center_loss(i.embeddings, constants[1], i.labels, weights=i.weights)
         # 0, whose gradient is the centres' displacements, whatever the term's weight
         moves = regularizers.center_displacements(*constants, i.labels, weights=i.weights)
-        own = centers[i.labels]
+        own = own_rows(centers, i.labels)
         return Outcome(value, state, unweighted=jnp.sum(moves * (own - jax.lax.stop_gradient(own))))
 
     return Loss(apply, frozenset({"centers"}))
