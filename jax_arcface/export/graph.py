@@ -20,6 +20,7 @@ from jax import Array
 from jax.extend.core import ClosedJaxpr, Literal, Var
 from onnx import TensorProto, helper, numpy_helper
 
+from jax_arcface.cpu.operations import Run
 from jax_arcface.errors import UserError
 
 OPSET = 18
@@ -143,13 +144,13 @@ class _Graph:
         if name in ("jit", "pjit", "closed_call", "custom_jvp_call", "custom_vjp_call", "checkpoint", "remat2"):
             inner = params.get("jaxpr", params.get("call_jaxpr"))
             inner = inner if isinstance(inner, ClosedJaxpr) else ClosedJaxpr(inner, [])
-            rule = _FUNCTIONS.get(inner.jaxpr.debug_info.func_name) if name == "custom_jvp_call" else None
-            return [rule(self, *values)] if rule else self.run(inner, values)
+            rule = _FUNCTIONS.get(_defined(inner.jaxpr.debug_info)) if name == "custom_jvp_call" else None
+            return [rule(self, equation, *values)] if rule else self.run(inner, values)
         if name == "cond" and (platforms := params.get("branches_platforms")):
             return self.run(params["branches"][platforms.index(None)], values[1:])  # the one for every other platform
         if name == "jax_arcface_operation":
-            operation, avals = params["operation"], [atom.aval for atom in equation.invars]
-            return self.run(jax.make_jaxpr(operation.by_xla)(*avals), values)
+            function = Run("xla", params["mapped"]).by_xla(params["operation"])
+            return self.run(jax.make_jaxpr(function)(*(atom.aval for atom in equation.invars)), values)
         if name not in _RULES:
             raise UserError(f"the network computes {name}, which cannot be written as ONNX yet")
         return [_RULES[name](self, equation, *values)]
@@ -246,11 +247,11 @@ def _broadcast(values: Sequence[_Value], rank: int) -> tuple[Any, ...]:
     return tuple(next((size for size in sizes if size != 1), 1) for sizes in zip(*shapes, strict=True))
 
 
-def _each(kind: str, **attributes: Any) -> _Rule:
+def _each(kind: str) -> _Rule:
     """An operation element by element that ONNX has under this name."""
 
     def rule(graph: _Graph, equation: Any, *values: _Value) -> _Node:
-        return _elementwise(graph, kind, values, equation.outvars[0].aval.ndim, **attributes)
+        return _elementwise(graph, kind, values, equation.outvars[0].aval.ndim)
 
     return rule
 
@@ -270,6 +271,17 @@ def _chain(*steps: tuple[str, float | None]) -> _Rule:
             arguments = [value] if number is None else [value, _Known(np.array(number, equation.invars[0].aval.dtype))]
             value = _elementwise(graph, kind, arguments, rank)
         return value
+
+    return rule
+
+
+def _logical(kind: str) -> _Rule:
+    """An operation on truth values; ONNX has none of that name on the bits of numbers."""
+
+    def rule(graph: _Graph, equation: Any, *values: _Value) -> _Node:
+        if equation.invars[0].aval.dtype != np.bool_:
+            raise UserError("the network computes with the bits of numbers, which cannot be written as ONNX yet")
+        return _elementwise(graph, kind, values, equation.outvars[0].aval.ndim)
 
     return rule
 
@@ -544,7 +556,7 @@ _RULES: dict[str, _Rule] = {
     "abs": _each("Abs"),
     "add": _each("Add"),
     "add_any": _each("Add"),
-    "and": _each("And"),
+    "and": _logical("And"),
     "argmax": _argmax,
     "broadcast_in_dim": _broadcast_in_dim,
     "ceil": _each("Ceil"),
@@ -553,7 +565,6 @@ _RULES: dict[str, _Rule] = {
     "conv_general_dilated": _convolution,
     "convert_element_type": _convert,
     "copy": _same,
-    "copy_p": _same,
     "cos": _each("Cos"),
     "div": _each("Div"),
     "dot_general": _dot,
@@ -577,9 +588,9 @@ _RULES: dict[str, _Rule] = {
     "mul": _each("Mul"),
     "ne": _not_equal,
     "neg": _each("Neg"),
-    "not": _each("Not"),
+    "not": _logical("Not"),
     "optimization_barrier": _same,
-    "or": _each("Or"),
+    "or": _logical("Or"),
     "pad": _pad,
     "pow": _each("Pow"),
     "reduce_max": _reduce("ReduceMax"),
@@ -608,22 +619,31 @@ _RULES: dict[str, _Rule] = {
 # ---- functions with a derivative of their own, which stand in the trace by name: one node instead of their equations
 
 
-def _prelu(graph: _Graph, x: _Value, slope: _Value) -> _Value:
-    rank = len(_shape_of(x))
+def _prelu(graph: _Graph, equation: Any, x: _Value, slope: _Value) -> _Value:
+    rank = equation.outvars[0].aval.ndim
     assert isinstance(slope, _Known)
     return _elementwise(graph, "PRelu", [x, _Known(slope.array.reshape((1,) * (rank - 1) + (-1,)))], rank)
 
 
-def _max_pool(graph: _Graph, x: _Value) -> _Value:
-    batch, height, width, channels = _shape_of(x)
-    shape = (batch, height // 2, width // 2, channels)
-    return graph.write(
-        "MaxPool", [graph.physical(x, (0, 3, 1, 2))], (0, 3, 1, 2), shape, kernel_shape=[2, 2], strides=[2, 2]
-    )
+def _max_pool(graph: _Graph, equation: Any, x: _Value) -> _Value:
+    order, shape = (0, 3, 1, 2), equation.outvars[0].aval.shape
+    name = graph.physical(graph.full(x, equation.invars[0].aval.shape), order)
+    return graph.write("MaxPool", [name], order, shape, kernel_shape=[2, 2], strides=[2, 2])
 
 
-def _relu(graph: _Graph, x: _Value) -> _Value:
-    return _elementwise(graph, "Relu", [x], len(_shape_of(x)))
+def _relu(graph: _Graph, equation: Any, x: _Value) -> _Value:
+    return _elementwise(graph, "Relu", [x], equation.outvars[0].aval.ndim)
 
 
-_FUNCTIONS: dict[str, _Rule] = {"_prelu": _prelu, "max_pool": _max_pool, "relu": _relu}
+# By name and file, since others may have a function of the same name.
+_FUNCTIONS: dict[tuple[str, str], _Rule] = {
+    ("_prelu", "jax_arcface/cpu/prelu.py"): _prelu,
+    ("max_pool", "jax_arcface/models/layers.py"): _max_pool,
+    ("relu", "jax/_src/nn/functions.py"): _relu,
+}
+
+
+def _defined(info: Any) -> tuple[str, str]:
+    """A traced function's name, and the file of `_FUNCTIONS` that it is defined in, if it is one."""
+    path = str(info.func_filename).replace("\\", "/")
+    return info.func_name, next((file for _, file in _FUNCTIONS if path.endswith(f"/{file}")), "")

@@ -7,9 +7,10 @@ import pytest
 import scipy.special
 from flax import nnx
 
+from jax_arcface.cpu import convolve
 from jax_arcface.errors import UserError
 from jax_arcface.models.backbones import BACKBONES
-from jax_arcface.models.layers import PReLU
+from jax_arcface.models.layers import PReLU, max_pool
 
 onnx = pytest.importorskip("onnx", reason="needs the extra export")
 onnxruntime = pytest.importorskip("onnxruntime", reason="needs the extra export")
@@ -136,9 +137,36 @@ def test_a_backbone(name):
         np.testing.assert_allclose(found / scale, wanted[:count] / scale, atol=1e-5)
 
 
+def test_known_functions_are_one_node_each():
+    model = to_onnx(lambda _, x: jax.nn.relu(max_pool(PReLU(2)(x))), {}, (4, 6, 2), dtype=np.float32)
+    kinds = [node.op_type for node in model.graph.node]
+    assert [kind for kind in kinds if kind != "Transpose"] == ["PRelu", "MaxPool", "Relu"]
+
+
+def test_a_function_of_a_known_name_is_not_taken_for_another():
+    @jax.custom_jvp
+    def relu(x):
+        return jnp.where(x > 0, x, 0.1 * x)
+
+    relu.defjvps(lambda tangent, result, x: tangent)
+    x = RNG.normal(size=(2, 3)).astype(np.float32)
+    np.testing.assert_allclose(computed(lambda _, x: relu(x), x), np.where(x > 0, x, 0.1 * x), rtol=1e-6)
+
+
+def test_mapped_operations():
+    kernel = RNG.normal(size=(2, 3, 3, 2, 1)).astype(np.float32)
+    x = RNG.normal(size=(3, 4, 5, 2)).astype(np.float32)
+
+    def both(_, x):
+        return jax.vmap(lambda k: convolve(x, k, (1, 1), ((0, 0), (0, 0))), out_axes=1)(kernel)
+
+    np.testing.assert_allclose(computed(both, x), both(None, x), atol=1e-5)
+
+
 @pytest.mark.parametrize(
     "function",
     [
+        lambda x: x.astype(int) & 1,
         lambda x: jnp.sort(x, axis=1),
         lambda x: x - x.mean(axis=0),
         lambda x: x[:, x[0, 0, 0].astype(int)],
