@@ -8,7 +8,9 @@ import pytest
 EXAMPLES = sorted(path.stem for path in Path(__file__).parent.glob("own_*.py"))
 
 
-@pytest.mark.parametrize("name", EXAMPLES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow) if n == "own_loop_equinox" else n for n in EXAMPLES]
+)
 def test_example(name):
     if name == "own_loop_equinox":
         pytest.importorskip("equinox", reason="needs equinox")

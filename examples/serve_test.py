@@ -22,6 +22,8 @@ for name in ("onnx", "onnxruntime", "faiss", "starlette", "python_multipart"):
 uvicorn = pytest.importorskip("uvicorn", reason="needs the extra serve")
 httpx = pytest.importorskip("httpx", reason="needs httpx")
 
+pytestmark = pytest.mark.slow
+
 SHAPE = (12, 12, 3)
 IMAGES = np.random.default_rng(0).integers(0, 256, (4, *SHAPE), np.uint8)
 

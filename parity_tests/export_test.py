@@ -14,6 +14,7 @@ from torch_reference import __main__ as torch_program
 from torch_reference import data, load_model
 
 
+@pytest.mark.slow
 def test_pytorch_reads_the_state_dict_that_jax_writes(tmp_path):
     """And PyTorch's own loading of it, strict, finds every name."""
     run = runs("short").by_torch

@@ -30,13 +30,9 @@ def model_of(name):
 IMAGES = np.random.default_rng(0).integers(0, 256, (5, 16, 20, 3), np.uint8)
 
 
-@pytest.mark.parametrize(
-    ("name", "file_format"),
-    [
-        ("airnet", "pt2"),
-        *(pytest.param(name, f, marks=pytest.mark.slow) for name in BACKBONES for f in ("onnx", "pt2")),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", BACKBONES)
+@pytest.mark.parametrize("file_format", ["onnx", "pt2"])
 def test_a_program(name, file_format):
     """For several images and for one, and at unit length."""
     if file_format == "onnx":
