@@ -9,7 +9,8 @@ an image of four of scikit-learn's digits side by side, 8 x 32 pixels. Training 
 test images, one for each number, of test digits. LeNet++ and ArcFace; images, initial weights, order and recipe are the
 same for every share.
 
-It is also an example of `fit`: a head and an optimiser of one's own.
+It is also an example of `fit`: a head and an optimiser of one's own. A loop of one's own would use
+`jax_arcface.losses.partial.update_rows`, which leaves the other rows unread.
 """
 
 from __future__ import annotations
@@ -24,11 +25,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
-from jax import Array
 
 from experiments._arguments import Parser, check_can_be_written
 from experiments._machine import machine, versions
 from jax_arcface import data
+from jax_arcface.losses.partial import sample_classes, take_rows
 from jax_arcface.losses.registry import Inputs, Outcome
 from jax_arcface.losses.terms import arcface
 from jax_arcface.models.heads import Head
@@ -63,27 +64,6 @@ def main(words: list[str]) -> None:
         options.json.write_text(json.dumps(result, indent=2) + "\n")
 
 
-def sampled_classes(key: Array, labels: Array, classes: int, share: float) -> tuple[Array, Array]:
-    """The classes of a step of Partial FC (An et al. 2022, section 3.2).
-
-    Args:
-      key: of the draw.
-      labels: [B], integers in [0, C). classes: C. share: of the classes, 0 < share <= 1.
-
-    Returns:
-      The classes, ascending: all of the batch's and others, max(round(share C), B) together; and where in them each
-      label is, [B].
-
-    >>> chosen, place = sampled_classes(jax.random.key(0), jnp.array([7, 2, 7]), classes=10, share=0.4)
-    >>> len(chosen), chosen[place].tolist()
-    (4, [7, 2, 7])
-    """
-    priority = jax.random.uniform(key, (classes,)).at[labels].set(2.0)  # the batch's own come first
-    _, chosen = jax.lax.top_k(priority, min(max(round(share * classes), len(labels)), classes))
-    chosen = jnp.sort(chosen)
-    return chosen, jnp.searchsorted(chosen, labels)
-
-
 class PartialHead(Head):
     """A head whose loss sees the batch's classes and a share of the others, drawn anew in each step."""
 
@@ -94,9 +74,9 @@ class PartialHead(Head):
     def outcome(self, embeddings, labels, *, step=0, objective=None, **others) -> Outcome:
         """As `Head.outcome`, of the sampled classes."""
         key = jax.random.fold_in(jax.random.key(self.seed), step)
-        chosen, place = sampled_classes(key, labels, len(self.prototypes[...]), self.share)
-        owned = {"prototypes": self.prototypes[...][chosen]}
-        return (objective or self.objective).apply(Inputs(embeddings, place, owned, step), {})
+        sample = sample_classes(key, labels, self.prototypes[...], self.share)
+        owned = take_rows(self.owned, sample)
+        return (objective or self.objective).apply(Inputs(embeddings, sample.labels, owned, step), {})
 
 
 def only_sampled_rows(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:

@@ -6,25 +6,8 @@ import numpy as np
 import optax
 
 from experiments.__main__ import main
-from experiments.partial_fc import numbers, only_sampled_rows, sampled_classes
+from experiments.partial_fc import numbers, only_sampled_rows
 from jax_arcface.data import Split
-
-
-def test_the_batchs_classes_and_others_drawn_alike():
-    labels = jnp.array([3, 17, 3])
-    draw = jax.jit(jax.vmap(lambda key: sampled_classes(key, labels, classes=20, share=0.5)))
-    chosen, place = map(np.asarray, draw(jax.random.split(jax.random.key(0), 2000)))
-    np.testing.assert_array_equal(np.take_along_axis(chosen, place, axis=1), np.tile(labels, (2000, 1)))
-    assert (np.diff(chosen, axis=1) > 0).all()
-    count = np.bincount(chosen.ravel(), minlength=20)
-    assert (count[[3, 17]] == 2000).all()
-    others = np.delete(count, [3, 17])
-    assert abs(others - 2000 * 8 / 18).max() < 5 * np.sqrt(2000 * (8 / 18) * (10 / 18))
-
-
-def test_where_the_batch_has_more_classes_than_the_share_all_of_them_are_taken():
-    chosen, _ = sampled_classes(jax.random.key(0), jnp.arange(7), classes=20, share=0.1)
-    assert chosen.tolist() == list(range(7))
 
 
 def test_a_prototype_that_is_not_sampled_stays_where_it_is_and_keeps_its_momentum():

@@ -182,23 +182,51 @@ def on_each_device(function: Callable[..., _Result], of_examples: Any, prototype
     if classes is not None and (rest := -total % mesh.shape[classes]):
         prototypes = jnp.pad(prototypes, ((0, rest), *((0, 0) for _ in prototypes.shape[1:])))
 
-    def placed(tree: Any, spec: PartitionSpec) -> Any:
-        if AxisType.Explicit not in mesh.axis_types:
-            return tree  # `shard_map` itself places it
-        return jax.tree.map(lambda x: jax.sharding.reshard(x, jax.NamedSharding(mesh, spec)), tree)
-
     return jax.shard_map(
         lambda of_examples, prototypes, of_all: function(of_examples, prototypes, of_all, total),
         mesh=mesh,
         in_specs=(examples, rows, everywhere),
         out_specs=examples,
-    )(placed(of_examples, examples), placed(prototypes, rows), placed(of_all, everywhere))
+    )(_placed(of_examples, mesh, examples), _placed(prototypes, mesh, rows), _placed(of_all, mesh, everywhere))
 
 
-def _layout(embeddings: Array, prototypes: Array) -> tuple[Any, tuple[str, ...], str | None] | None:
+def on_each_part(function: Callable[..., _Result], of_classes: Any, of_all: Any, gives_rows: Any) -> _Result:
+    """`function(of_classes, of_all)`; where the classes lie over a mesh, by `shard_map`, on each device for its own.
+
+    Args:
+      of_classes: a tree of arrays [C, ...], or [N, ...] where rows of the devices were taken.
+      of_all: a tree of arrays that all devices have.
+      gives_rows: a tree of bools, of which results are rows of classes; the others are alike on all devices.
+
+    Raises:
+      ValueError: rows that do not divide by the devices.
+    """
+    first = jax.tree.leaves(of_classes)[0]
+    found = _layout(None, first)
+    if found is None or found[2] is None:
+        return function(of_classes, jax.tree.map(gathered, of_all))
+    mesh, _, classes = found
+    if len(first) % mesh.shape[classes]:
+        raise ValueError(f"{len(first)} classes do not divide by the {mesh.shape[classes]} devices of the mesh")
+    rows, everywhere = PartitionSpec(classes), PartitionSpec()
+    return jax.shard_map(
+        function,
+        mesh=mesh,
+        in_specs=(rows, everywhere),
+        out_specs=jax.tree.map(lambda is_rows: rows if is_rows else everywhere, gives_rows),
+    )(_placed(of_classes, mesh, rows), _placed(of_all, mesh, everywhere))
+
+
+def _placed(tree: Any, mesh: Any, spec: PartitionSpec) -> Any:
+    if AxisType.Explicit not in mesh.axis_types:
+        return tree  # `shard_map` itself places it
+    return jax.tree.map(lambda x: jax.sharding.reshard(x, jax.NamedSharding(mesh, spec)), tree)
+
+
+def _layout(embeddings: Array | None, prototypes: Array) -> tuple[Any, tuple[str, ...], str | None] | None:
     """The mesh and the axes of batch and classes; None on a single device, and where the arrays are a device's own."""
     mesh = next(
-        (found for x in (prototypes, embeddings) if (found := jax.typeof(x).sharding.mesh).size > 1),
+        (found for x in (prototypes, embeddings) if x is not None and (found := jax.typeof(x).sharding.mesh).size > 1),
         jax.sharding.get_abstract_mesh(),
     )
     kinds = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))
@@ -209,11 +237,11 @@ def _layout(embeddings: Array, prototypes: Array) -> tuple[Any, tuple[str, ...],
         own = (CLASSES,)
     if len(own) > 1:
         raise ValueError(f"the prototypes lie over the axes {', '.join(own)} of the mesh; it must be one")
-    batch = _axes(jax.typeof(embeddings).sharding.spec[0])
-    if own and kinds[own[0]] is AxisType.Auto:
+    batch = () if embeddings is None else _axes(jax.typeof(embeddings).sharding.spec[0])
+    if embeddings is not None and own and kinds[own[0]] is AxisType.Auto:
         batch = tuple(axis for axis, kind in kinds.items() if kind is AxisType.Auto)
     batch = tuple(axis for axis in batch if axis not in own)
-    if len(embeddings) % math.prod(mesh.shape[axis] for axis in batch):
+    if embeddings is not None and len(embeddings) % math.prod(mesh.shape[axis] for axis in batch):
         batch = ()
     return (mesh, batch, own[0] if own else None) if own or batch else None
 

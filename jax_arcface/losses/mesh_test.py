@@ -61,6 +61,14 @@ def test_every_loss_of_the_registry(shape):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("shape", MESHES)
+def test_partial_fc_moves_the_sampled_rows_as_one_device_would(shape):
+    for axes, found in in_process("partial", shape).items():
+        assert found["error"] < EXACT, axes
+        assert found["moved"] <= found["own"], axes
+
+
+@pytest.mark.slow
 def test_a_hundred_steps_are_those_of_one_device():
     for shape, error in in_process("steps").items():
         assert error < 1e-10, shape
@@ -73,6 +81,7 @@ def _main(what, shape="2x4", names=""):
     import jax
     import jax.numpy as jnp
     import numpy as np
+    import optax
     from jax.sharding import AxisType, NamedSharding
     from jax.sharding import PartitionSpec as P
 
@@ -81,6 +90,7 @@ def _main(what, shape="2x4", names=""):
     from jax_arcface.losses.margins import Margin
     from jax_arcface.losses.mesh import gathered, moved
     from jax_arcface.losses.pairs import triplet_loss
+    from jax_arcface.losses.partial import sample_classes, take_rows, update_rows
     from jax_arcface.losses.registry import LOSSES, Inputs
     from jax_arcface.losses.softmax import margin_softmax_loss
 
@@ -227,6 +237,47 @@ def _main(what, shape="2x4", names=""):
             report[axes] = {name: error(found[name], expected[name]) for name in entries}
         return report
 
+    def partial():
+        optimizer, report = optax.adam(0.1), {}
+        for kind in (AxisType.Explicit, AxisType.Auto):
+            mesh = mesh_of(shape, kind)
+            parts = mesh.devices.shape[1]
+
+            @jax.jit
+            def step(x, w, labels, state):
+                sample = sample_classes(jax.random.key(0), labels, w, share=0.5)
+
+                def loss_of(x, some):
+                    return fused_margin_softmax_loss(x, some, sample.labels, margin, 8.0, block_size=4)
+
+                gradients = jax.grad(loss_of, (0, 1))(x, take_rows(w, sample))
+                return *update_rows(optimizer, gradients[1], state, w, sample), gradients[0], sample
+
+            there = put(w, mesh, "classes")
+            memory = jax.tree.map(
+                lambda x, mesh=mesh: put(x, mesh, *(("classes",) if x.ndim else ())), optimizer.init(w)
+            )
+            compiled = step.lower(put(x, mesh, "data"), there, put(labels, mesh), memory).compile()
+            new, state, dx, sample = compiled(put(x, mesh, "data"), there, put(labels, mesh), memory)
+            rows = np.asarray(sample.rows).reshape(parts, -1)
+            rows = (rows + classes // parts * np.arange(parts)[:, None]).ravel()
+            assert (rows[np.asarray(sample.labels)] == labels).all()
+
+            def loss_alone(x, some, place):
+                return margin_softmax_loss(x, some, place, margin, 8.0)
+
+            edx, drows = jax.grad(loss_alone, (0, 1))(x, jnp.asarray(w[rows]), np.searchsorted(rows, labels))
+            updates, of_rows = optimizer.update(drows, optimizer.init(w[rows]))
+            expected = w.copy()
+            expected[rows] += updates
+            found = (new, dx, *(np.asarray(m)[rows] if m.ndim else m for m in jax.tree.leaves(state)))
+            report[kind.name] = {
+                "error": error(found, (expected, edx, *jax.tree.leaves(of_rows))),
+                "moved": max(collective_sizes(compiled.as_text())),
+                "own": max(len(rows) // parts * dim, x.size),
+            }
+        return report
+
     def steps():
         images = rng.normal(size=(100, batch, 9))
         wanted, projection = rng.integers(0, classes, (100, batch)), rng.normal(size=(9, dim))
@@ -258,7 +309,8 @@ def _main(what, shape="2x4", names=""):
         expected = train(None)
         return {name: error(train(mesh_of(name)), expected) for name in MESHES}
 
-    print(json.dumps({"margins": margins, "others": others, "registry": registry, "steps": steps}[what]()))
+    programs = {"margins": margins, "others": others, "registry": registry, "partial": partial, "steps": steps}
+    print(json.dumps(programs[what]()))
 
 
 if __name__ == "__main__":
