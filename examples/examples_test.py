@@ -1,5 +1,6 @@
 """Each example runs and learns."""
 
+import json
 import runpy
 from pathlib import Path
 
@@ -20,3 +21,18 @@ def test_example(name):
 
 def test_an_example_fits_on_a_page():
     assert all(len(Path(__file__).with_name(f"{name}.py").read_text().splitlines()) <= 80 for name in EXAMPLES)
+
+
+@pytest.mark.slow
+def test_the_notebook_runs_as_it_stands(monkeypatch):
+    """Its cells of code in turn, without the one that installs; its outputs are kept with it."""
+    matplotlib = pytest.importorskip("matplotlib", reason="needs the extra figures")
+    matplotlib.use("Agg")
+    cells = json.loads(Path(__file__).with_name("five_minutes.ipynb").read_text())["cells"]
+    code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    space = {}
+    for text in code:
+        if not text.startswith("%"):
+            exec(text, space)
+    assert space["accepted"] > 0.1
+    assert any("image/png" in output.get("data", {}) for cell in cells for output in cell.get("outputs", []))
