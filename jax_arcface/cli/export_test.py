@@ -52,6 +52,19 @@ def test_stablehlo(run_copy, digits, tmp_path):
     assert out.with_suffix(".md").is_file()
 
 
+def test_a_card_names_no_folder_of_the_machine(run_copy, tmp_path):
+    config = json.loads((run_copy / "config.json").read_text())
+    (run_copy / "config.json").write_text(json.dumps(config | {"dataset": "/home/ann/people", "data_dir": "/home/ann"}))
+    described = json.loads((run_copy / "dataset.json").read_text())
+    (run_copy / "dataset.json").write_text(json.dumps(described | {"name": "/home/ann/people"}))
+    (run_copy / "evaluation.json").write_text('{"run": "/home/ann/run", "accuracy": 0.5}')
+    assert main(["export", str(run_copy), "--out", str(tmp_path / "a.safetensors")]) == 0
+    card, file = (tmp_path / "a.md").read_text(), (tmp_path / "a.safetensors").read_bytes()
+    assert "/home" not in card
+    assert b"/home" not in file
+    assert "people" in card
+
+
 def test_weights(run_copy, tmp_path):
     assert main(["export", str(run_copy), "--format", "safetensors", "--out", str(tmp_path / "a.weights")]) == 0
     found = safetensors.numpy.load_file(tmp_path / "a.weights")

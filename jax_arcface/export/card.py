@@ -38,9 +38,12 @@ def describe(model: Model, source: Path) -> dict[str, Any]:
     for name in ("config", "dataset", "evaluation", "threshold"):
         if (path := source / f"{name}.json").is_file():
             found[name] = files.read_json(path)
+    # no folders of the machine that trained it
+    found.get("evaluation", {}).pop("run", None)
+    found.get("config", {}).pop("data_dir", None)
     if "dataset" in found:
-        found["dataset"] = found["dataset"].get("name")
-    found.get("config", {}).pop("data_dir", None)  # a folder of the machine that trained it
+        found["dataset"] = Path(str(found["dataset"].get("name"))).name
+        found.get("config", {})["dataset"] = found["dataset"]
     if (path := source / "metrics.jsonl").is_file() and (records := files.read_json_lines(path)):
         found["metrics"] = records[-1]
     return found

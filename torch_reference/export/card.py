@@ -36,9 +36,12 @@ def describe(model: Model, source: Path) -> dict[str, Any]:
     for name in ("config", "dataset", "evaluation", "threshold"):
         if (path := source / f"{name}.json").is_file():
             facts[name] = read_json(path)
+    # without the folders of the machine that trained it
+    facts.get("config", {}).pop("data_dir", None)
+    facts.get("evaluation", {}).pop("run", None)
     if "dataset" in facts:
-        facts["dataset"] = facts["dataset"].get("name")
-    facts.get("config", {}).pop("data_dir", None)  # a folder of the machine that trained it
+        name = Path(str(facts["dataset"].get("name"))).name
+        facts["dataset"] = facts.get("config", {})["dataset"] = name
     if (path := source / "metrics.jsonl").is_file() and (records := read_json_lines(path)):
         facts["metrics"] = records[-1]
     return facts
