@@ -44,7 +44,11 @@ NOT_COMPARED: dict[str, str] = {
     },
 }
 # Parameters of one side, and why.
-PARAMETERS = {"rngs": "nnx makes weights at once", "device": "JAX takes its device from JAX_PLATFORMS"}
+PARAMETERS = {
+    "rngs": "nnx makes weights at once",
+    "memory": "of JAX's pair losses alone",
+    "device": "JAX takes its device from JAX_PLATFORMS",
+}
 
 
 def exported(package):

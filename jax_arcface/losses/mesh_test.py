@@ -47,7 +47,7 @@ def test_margin_losses_and_the_nearest_class_on_every_mesh(shape):
 @pytest.mark.slow
 def test_classes_that_no_axis_divides_and_vmap_and_a_batch_gathered_inside_shard_map():
     found = in_process("others")
-    assert max(found[name] for name in ("odd", "vmap", "gathered", "moved")) < EXACT
+    assert max(found[name] for name in ("odd", "vmap", "gathered", "memory", "moved")) < EXACT
     assert found["nearest"] == 0
 
 
@@ -88,8 +88,9 @@ def _main(what, shape="2x4", names=""):
     from jax_arcface.losses import terms
     from jax_arcface.losses.fused import fused_margin_softmax_loss, nearest_class
     from jax_arcface.losses.margins import Margin
+    from jax_arcface.losses.memory import empty_memory, remember
     from jax_arcface.losses.mesh import gathered, moved
-    from jax_arcface.losses.pairs import triplet_loss
+    from jax_arcface.losses.pairs import supcon_loss, triplet_loss
     from jax_arcface.losses.partial import sample_classes, take_rows, update_rows
     from jax_arcface.losses.registry import LOSSES, Inputs
     from jax_arcface.losses.softmax import margin_softmax_loss
@@ -181,10 +182,19 @@ def _main(what, shape="2x4", names=""):
         pairs = jax.shard_map(of_whole_batch, mesh=mesh, in_specs=P("data"), out_specs=P())
         three = put(w, mesh, "classes"), put(labels, mesh), put(x, mesh)
         here = jax.shard_map(moved, mesh=mesh, in_specs=(P("classes"), P(), P()), out_specs=P("classes"))
+
+        @jax.jit
+        def with_memory(x, labels):
+            memory = remember(empty_memory(40, dim, float), x[::-1], labels[::-1])
+            return jax.value_and_grad(lambda x: supcon_loss(x, labels, memory=remember(memory, -x, labels)))(x)
+
         alone = jax.value_and_grad(functools.partial(triplet_loss, mining="hard"))(x, labels % 5)
         return {
             "gathered": error(
                 jax.jit(jax.value_and_grad(pairs))(*(put(a, mesh, "data") for a in (x, labels % 5))), alone
+            ),
+            "memory": error(
+                with_memory(put(x, mesh, "data"), put(labels % 5, mesh, "data")), with_memory(x, labels % 5)
             ),
             "moved": error([jax.jit(moved)(*three), jax.jit(here)(*three)], [moved(jnp.asarray(w), labels, x)] * 2),
             "odd": error(found, expected),

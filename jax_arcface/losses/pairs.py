@@ -18,6 +18,7 @@ from jax.typing import ArrayLike
 
 from jax_arcface.losses import checks
 from jax_arcface.losses.margins import angles
+from jax_arcface.losses.memory import Memory
 from jax_arcface.losses.mesh import gathered
 from jax_arcface.losses.reduction import (
     Reduction,
@@ -41,6 +42,7 @@ def contrastive_loss(
     *,
     reduction: Reduction = "mean",
     weights: ArrayLike | None = None,
+    memory: Memory | None = None,
 ) -> Array:
     """Contrastive loss: mean d^2 / 2 over pairs of one class + mean max(0, m - d)^2 / 2 over pairs of two.
 
@@ -52,6 +54,7 @@ def contrastive_loss(
       m: the distance beyond which two classes are let alone, >= 0, in units of d.
       distance: of the normalised embeddings; `"l2"`, d = sqrt(2 - 2c), or `"angular"`, d = arccos c in radians.
       reduction, weights: as in `softmax_loss`.
+      memory: embeddings of earlier batches, which are positives and negatives, too (`memory.py`).
 
     Returns:
       A scalar, or [B] with `reduction="none"`; float32 (float64 for float64). Either mean is 0 where there is no such
@@ -66,10 +69,10 @@ def contrastive_loss(
     """
     _known(distance, Distance, "distance")
     checks.at_least_zero(m=m)
-    cosine, positive, negative, weights = _pairs(embeddings, labels, weights)
+    cosine, positive, negative, weights, others = _pairs(embeddings, labels, weights, memory)
     squared = squared_distances(cosine) if distance == "l2" else angles(cosine) ** 2
     too_near = jax.nn.relu(m - _root(squared)) ** 2
-    pair = None if weights is None else weights[:, None] * weights
+    pair = None if weights is None or others is None else weights[:, None] * others
     return _mean(squared / 2, positive, pair, weights, reduction) + _mean(
         too_near / 2, negative, pair, weights, reduction
     )
@@ -84,6 +87,7 @@ def triplet_loss(
     *,
     reduction: Reduction = "mean",
     weights: ArrayLike | None = None,
+    memory: Memory | None = None,
 ) -> Array:
     """Triplet loss: max(0, d(a, p) + m - d(a, n)), p of the anchor's class and n of another.
 
@@ -102,6 +106,7 @@ def triplet_loss(
         `"semi_hard"`: for each anchor and positive the nearest negative that is farther than the positive, else the
         farthest negative. A tie's gradient goes to the first.
       reduction, weights: as in `softmax_loss`.
+      memory: embeddings of earlier batches, which are positives and negatives, too (`memory.py`).
 
     Returns:
       A scalar, or [B] with `reduction="none"`; float32 (float64 for float64); 0 without a triplet.
@@ -116,37 +121,39 @@ def triplet_loss(
     _known(distance, Distance, "distance")
     _known(mining, Mining, "mining")
     checks.at_least_zero(m=m)
-    cosine, positive, negative, w = _pairs(embeddings, labels, weights)
+    cosine, positive, negative, w, others = _pairs(embeddings, labels, weights, memory)
     if cosine.size == 0:
         return reduce(cosine.ravel(), None, reduction)  # of no examples there is no nearest
     d = angles(cosine) if distance == "angular" else squared_distances(cosine)
     if mining == "all":
-        sums, counts = _all_triplets(d, positive, negative, m, w)
+        sums, counts = _all_triplets(d, positive, negative, m, w, others)
         return share_out(sums, jnp.sum(counts), w, reduction)
     has_negative = jnp.any(negative, axis=1)
     if mining == "hard":
         p = jnp.argmax(jnp.where(positive, d, -jnp.inf), axis=1)
         n = jnp.argmin(jnp.where(negative, d, jnp.inf), axis=1)
         losses = jax.nn.relu(_take(d, p[:, None]) + m - _take(d, n[:, None]))[:, 0]
-        triplet = None if w is None else w * w[p] * w[n]
+        triplet = None if w is None or others is None else w * others[p] * others[n]
         return _mean(losses, jnp.any(positive, axis=1) & has_negative, triplet, w, reduction)
     n = jax.vmap(_semi_hard)(d, negative)
-    triplet = None if w is None else w[:, None] * w * w[n]
+    triplet = None if w is None or others is None else w[:, None] * others * others[n]
     return _mean(jax.nn.relu(d + m - _take(d, n)), positive & has_negative[:, None], triplet, w, reduction)
 
 
 @jax.jit
-def _all_triplets(d: Array, positive: Array, negative: Array, m: Array, w: Array | None) -> tuple[Array, Array]:
-    """Of each anchor the sum of its positive losses, and their number; weighted, where there are weights w."""
+def _all_triplets(
+    d: Array, positive: Array, negative: Array, m: Array, w: Array | None, others: Array | None
+) -> tuple[Array, Array]:
+    """Of each anchor the sum of its positive losses, and their number; weighted, where there are weights."""
 
     @jax.checkpoint
     def of_anchor(row: tuple[Array, Array, Array]) -> tuple[Array, Array]:
         d, positive, negative = row
         losses = jax.nn.relu(d[:, None] + m - d)
         counts = positive[:, None] & negative & (losses != 0)  # NaN counts
-        if w is None:
+        if others is None:
             return jnp.sum(jnp.where(counts, losses, 0)), jnp.sum(counts)
-        pair = w[:, None] * w
+        pair = others[:, None] * others
         return jnp.sum(jnp.where(counts, pair * losses, 0)), jnp.sum(jnp.where(counts, pair, 0))
 
     sums, counts = jax.lax.map(of_anchor, (d, positive, negative))  # [B, B] at a time, not [B, B, B]
@@ -171,6 +178,7 @@ def circle_loss(
     *,
     reduction: Reduction = "mean",
     weights: ArrayLike | None = None,
+    memory: Memory | None = None,
 ) -> Array:
     """Circle loss: mean log(1 + sum_n exp(gamma a_n (c_n - m)) sum_p exp(-gamma a_p (c_p - 1 + m))).
 
@@ -183,6 +191,7 @@ def circle_loss(
       m: the margin, >= 0, in units of cosine.
       gamma: the scale, >= 0.
       reduction, weights: as in `softmax_loss`.
+      memory: embeddings of earlier batches, which are positives and negatives, too (`memory.py`).
 
     Returns:
       A scalar, or [B] with `reduction="none"`; float32 (float64 for float64): the mean over anchors that have a
@@ -196,11 +205,11 @@ def circle_loss(
     0.6326
     """
     checks.at_least_zero(m=m, gamma=gamma)
-    cosine, positive, negative, weights = _pairs(embeddings, labels, weights)
+    cosine, positive, negative, weights, others = _pairs(embeddings, labels, weights, memory)
     constant = jax.lax.stop_gradient(cosine)
     a_n, a_p = jax.nn.relu(constant + m), jax.nn.relu(1 + m - constant)
-    push = _log_sum_exp(gamma * a_n * (cosine - m), negative, weights)
-    pull = _log_sum_exp(-gamma * a_p * (cosine - 1 + m), positive, weights)
+    push = _log_sum_exp(gamma * a_n * (cosine - m), negative, others)
+    pull = _log_sum_exp(-gamma * a_p * (cosine - 1 + m), positive, others)
     counts = jnp.any(positive, axis=1) & jnp.any(negative, axis=1)
     return _mean(jax.nn.softplus(push + pull), counts, weights, weights, reduction)
 
@@ -215,6 +224,7 @@ def multi_similarity_loss(
     *,
     reduction: Reduction = "mean",
     weights: ArrayLike | None = None,
+    memory: Memory | None = None,
 ) -> Array:
     """Multi-similarity loss: soft maxima of the distances to positives and of the nearness of negatives.
 
@@ -229,6 +239,7 @@ def multi_similarity_loss(
       base: lambda of the paper, a cosine.
       epsilon: of the mining, >= 0, in units of cosine.
       reduction, weights: as in `softmax_loss`.
+      memory: embeddings of earlier batches, which are positives and negatives, too (`memory.py`).
 
     Returns:
       A scalar, or [B] with `reduction="none"`; float32 (float64 for float64). An anchor without positives or without
@@ -243,14 +254,14 @@ def multi_similarity_loss(
     """
     checks.positive(alpha=alpha, beta=beta)
     checks.at_least_zero(epsilon=epsilon)
-    cosine, positive, negative, weights = _pairs(embeddings, labels, weights)
+    cosine, positive, negative, weights, others = _pairs(embeddings, labels, weights, memory)
     if cosine.size == 0:
         return reduce(cosine.ravel(), None, reduction)
     nearest_negative = jnp.max(jnp.where(negative, cosine, -jnp.inf), axis=1, keepdims=True)
     farthest_positive = jnp.min(jnp.where(positive, cosine, jnp.inf), axis=1, keepdims=True)
     is_easy = jnp.where(positive, cosine >= nearest_negative + epsilon, cosine <= farthest_positive - epsilon)
-    pull = _log_sum_exp(-alpha * (cosine - base), positive & ~is_easy, weights)  # not `is_hard`: NaN counts
-    push = _log_sum_exp(beta * (cosine - base), negative & ~is_easy, weights)
+    pull = _log_sum_exp(-alpha * (cosine - base), positive & ~is_easy, others)  # not `is_hard`: NaN counts
+    push = _log_sum_exp(beta * (cosine - base), negative & ~is_easy, others)
     return reduce(jax.nn.softplus(pull) / alpha + jax.nn.softplus(push) / beta, weights, reduction)
 
 
@@ -261,6 +272,7 @@ def supcon_loss(
     *,
     reduction: Reduction = "mean",
     weights: ArrayLike | None = None,
+    memory: Memory | None = None,
 ) -> Array:
     """Supervised contrastive loss: -(1 / |P|) sum_p log(exp(c_p / tau) / sum_{a != i} exp(c_a / tau)).
 
@@ -272,6 +284,7 @@ def supcon_loss(
       labels: [B], any integers.
       tau: the temperature, > 0.
       reduction, weights: as in `softmax_loss`.
+      memory: embeddings of earlier batches, which are positives and negatives, too (`memory.py`).
 
     Returns:
       A scalar, or [B] with `reduction="none"`; float32 (float64 for float64); 0 where no class has two examples.
@@ -284,10 +297,10 @@ def supcon_loss(
     0.3133
     """
     checks.positive(tau=tau)
-    cosine, positive, negative, weights = _pairs(embeddings, labels, weights)
+    cosine, positive, negative, weights, others = _pairs(embeddings, labels, weights, memory)
     logits = cosine / tau
-    log_share = logits - _log_sum_exp(logits, positive | negative, weights)[:, None]
-    share = jnp.where(positive, 1 if weights is None else weights, 0)
+    log_share = logits - _log_sum_exp(logits, positive | negative, others)[:, None]
+    share = jnp.where(positive, 1 if others is None else others, 0)
     count = jnp.sum(share, axis=1)
     of_anchor = -jnp.sum(jnp.where(positive, share * log_share, 0), axis=1) / jnp.where(count == 0, 1, count)
     return _mean(of_anchor, jnp.any(positive, axis=1), weights, weights, reduction)
@@ -301,6 +314,7 @@ def marginal_loss(
     *,
     reduction: Reduction = "mean",
     weights: ArrayLike | None = None,
+    memory: Memory | None = None,
 ) -> Array:
     """Marginal loss: the mean over pairs of max(0, xi - t (theta - d^2)), t = 1 in one class and -1 in two.
 
@@ -313,6 +327,7 @@ def marginal_loss(
       theta: the threshold of d^2, >= 0.
       xi: the margin on either side of it, >= 0.
       reduction, weights: as in `softmax_loss`.
+      memory: embeddings of earlier batches, which are positives and negatives, too (`memory.py`).
 
     Returns:
       A scalar, or [B] with `reduction="none"`; float32 (float64 for float64); 0 for a batch of 1.
@@ -325,10 +340,10 @@ def marginal_loss(
     1.1 0.0
     """
     checks.at_least_zero(theta=theta, xi=xi)
-    cosine, positive, negative, weights = _pairs(embeddings, labels, weights)
+    cosine, positive, negative, weights, others = _pairs(embeddings, labels, weights, memory)
     beyond = squared_distances(cosine) - theta
     losses = jax.nn.relu(xi + jnp.where(positive, beyond, -beyond))
-    pair = None if weights is None else weights[:, None] * weights
+    pair = None if weights is None or others is None else weights[:, None] * others
     return _mean(losses, positive | negative, pair, weights, reduction)
 
 
@@ -438,23 +453,34 @@ def _harmonic_mean(values: Array, weights: Array, counts: Array) -> Array:
 
 
 def _pairs(
-    embeddings: ArrayLike, labels: ArrayLike, weights: ArrayLike | None
-) -> tuple[Array, Array, Array, Array | None]:
-    """The cosine of each two examples, whether they are two of one class, and whether they are of two, all [B, B].
+    embeddings: ArrayLike, labels: ArrayLike, weights: ArrayLike | None, memory: Memory | None
+) -> tuple[Array, Array, Array, Array | None, Array | None]:
+    """The cosine of each two examples, whether they are two of one class, and whether they are of two, all [B, B + M].
 
-    Two of which one has the weight 0 are neither. The checked weights come last.
+    The others of an anchor are the batch and then the memory, M = 0 where there is none. Two of which one has the
+    weight 0 are neither. The checked weights come last, of the anchors and of the others.
     """
+    if memory is not None:
+        labels = jnp.asarray(labels)  # not numbered anew: the memory's are as they were given
     embeddings, labels, weights = _checked(embeddings, labels, weights)
     embeddings = upcast(embeddings)  # once, so that a gradient that saturates does so as a whole
-    cosine = cosines(embeddings, embeddings)
-    same = labels[:, None] == labels
-    positive, negative = same & ~jnp.eye(len(labels), dtype=bool), ~same
-    if weights is not None:
-        weights = weights.astype(cosine.dtype)
-        is_present = weights != 0
-        both = is_present[:, None] & is_present
+    everyone, of_everyone, others = embeddings, labels, weights
+    if memory is not None:
+        everyone = jnp.concatenate([embeddings, jax.lax.stop_gradient(upcast(memory.embeddings))])
+        of_everyone = jnp.concatenate([labels, memory.labels])
+        if weights is not None:
+            others = jnp.concatenate([weights, jnp.ones(len(memory.labels), weights.dtype)])
+    cosine = cosines(embeddings, everyone)
+    same = labels[:, None] == of_everyone
+    positive, negative = same & ~jnp.eye(len(labels), same.shape[1], dtype=bool), ~same
+    if memory is not None:
+        is_there = jnp.concatenate([jnp.ones(len(labels), bool), memory.is_taken])
+        positive, negative = positive & is_there, negative & is_there
+    if weights is not None and others is not None:
+        weights, others = weights.astype(cosine.dtype), others.astype(cosine.dtype)
+        both = (weights != 0)[:, None] & (others != 0)
         positive, negative = positive & both, negative & both
-    return cosine, positive, negative, weights
+    return cosine, positive, negative, weights, others
 
 
 def _checked(embeddings: ArrayLike, labels: ArrayLike, weights: ArrayLike | None) -> tuple[Array, Array, Array | None]:
