@@ -31,7 +31,7 @@ from experiments.bench.turns import Contender, Row, measure, work
 RESULTS = Path(__file__).parent / "results"
 # Those whose contenders take turns; the others are programs of their own.
 NAMES = ("head", "step", "replicas")
-PROGRAMS = ("evaluation", "export", "growth", "seconds_to_accuracy", "serving", "start_up")
+PROGRAMS = ("evaluation", "export", "growth", "mesh", "seconds_to_accuracy", "serving", "start_up")
 
 
 class Benchmark(Protocol):

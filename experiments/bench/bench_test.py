@@ -72,7 +72,7 @@ def test_a_result_from_before_rows_had_an_environment_is_still_shown(result):
 def test_an_unknown_benchmark_is_told_the_known_ones(words, capsys):
     assert main(["bench", *words]) == 2
     assert (
-        "known: head, step, replicas, evaluation, export, growth, seconds_to_accuracy, serving, start_up"
+        "known: head, step, replicas, evaluation, export, growth, mesh, seconds_to_accuracy, serving, start_up"
         in capsys.readouterr().err
     )
 
@@ -83,7 +83,8 @@ def test_help_is_no_mistake(flag, capsys):
     said = capsys.readouterr().out
     assert said.startswith("usage: python -m experiments bench NAME")
     assert (
-        "head, step, replicas, evaluation, export, growth, seconds_to_accuracy, serving, start_up; NAME --help" in said
+        "head, step, replicas, evaluation, export, growth, mesh, seconds_to_accuracy, serving, start_up; NAME --help"
+        in said
     )
 
 

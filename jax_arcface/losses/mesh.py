@@ -224,13 +224,11 @@ def _placed(tree: Any, mesh: Any, spec: PartitionSpec) -> Any:
 
 
 def _layout(embeddings: Array | None, prototypes: Array) -> tuple[Any, tuple[str, ...], str | None] | None:
-    """The mesh and the axes of batch and classes; None on a single device, and where the arrays are a device's own."""
-    mesh = next(
-        (found for x in (prototypes, embeddings) if x is not None and (found := jax.typeof(x).sharding.mesh).size > 1),
-        jax.sharding.get_abstract_mesh(),
-    )
+    """The mesh and the axes of batch and classes; None without a mesh, and where the arrays are a device's own."""
+    of_arrays = (jax.typeof(x).sharding.mesh for x in (prototypes, embeddings) if x is not None)
+    mesh = next((mesh for mesh in of_arrays if not mesh.empty), jax.sharding.get_abstract_mesh())
     kinds = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))
-    if mesh.size == 1 or AxisType.Manual in kinds.values():
+    if mesh.empty or AxisType.Manual in kinds.values():
         return None
     own = _axes(jax.typeof(prototypes).sharding.spec[0])
     if not own and kinds.get(CLASSES) is AxisType.Auto:
