@@ -152,6 +152,8 @@ def checked_labels(labels: ArrayLike, batch: int, classes: int | None = None, we
             if is_wrong.any():
                 raise ValueError(f"labels must lie in [0, {classes}); found {found[is_wrong][0]}")
         narrow = jnp.asarray(np.where((found < 0) | (found >= classes), -1, found), jnp.int32)
+        if isinstance(labels, Array) and not jax.typeof(labels).sharding.mesh.empty:
+            narrow = jax.device_put(narrow, labels.sharding)  # on the mesh as they were
     return narrow if weights is None else jnp.where(weights == 0, 0, narrow)
 
 
