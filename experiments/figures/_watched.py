@@ -58,10 +58,10 @@ def watch(fields: dict[str, Any], shares: Sequence[float], folder: Path = runs.F
             print(f"{kept.name} was trained by {trainer}, which is not today's code", file=sys.stderr)
         with np.load(kept / "seen.npz") as seen:
             return Watched(**{field.name: seen[field.name] for field in dataclasses.fields(Watched)})
+    described = {"fields": key, "code": runs.code("torch_reference"), "commit": runs.commit()}
     found = _train(fields, shares)
     kept.mkdir(parents=True, exist_ok=True)
     np.savez_compressed(kept / "seen.npz", **vars(found))
-    described = {"fields": key, "code": runs.code("torch_reference"), "commit": runs.commit()}
     (kept / "watched.json").write_text(json.dumps(described, indent=2) + "\n")
     return found
 

@@ -68,9 +68,12 @@ def draw(found: Numbers) -> Picture:
     gradient_axes.set(title="Gradient", xlabel="epoch", ylabel="norm in a step", yscale="log")
     for axes in figure.axes:
         axes.grid(True)
-    from matplotlib.ticker import MaxNLocator, NullFormatter
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-    gradient_axes.yaxis.set_minor_formatter(NullFormatter())
+    for axes in (loss_axes, error_axes, gradient_axes):
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
+        axes.yaxis.set_minor_formatter(NullFormatter())
     gradient_axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     handles, labels = loss_axes.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=4)

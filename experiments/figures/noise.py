@@ -32,7 +32,7 @@ def numbers(study: Study) -> Numbers:
     few = 10_000 if study.dataset == "mnist" else len(held.train.labels)
     images, true = held.train.images[:few], held.train.labels[:few]
     found: Numbers = {"dataset": study.dataset, "images": len(true), "rates": list(RATES), "losses": {}}
-    epochs = 20 if study.quick else 4
+    epochs = 15 if study.quick else 4
     for loss in LOSSES:
         kept: dict[str, list[Any]] = {"accuracy": [], "recall": []}
         for rate in RATES:
