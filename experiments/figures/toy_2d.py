@@ -1,8 +1,8 @@
 """The paper's figure 3: embeddings of eight classes in two dimensions, under five losses.
 
 Shows the test embeddings as they are, with the direction of each prototype, and below them the directions alone, round
-the circle. Costs five trainings, which `training_2d` shows from their beginning: half a minute on digits, seven minutes on
-MNIST. REACHED
+the circle. Costs five trainings, which `training_2d` shows from their beginning: half a minute on digits, seven
+minutes on MNIST.
 """
 
 from __future__ import annotations
