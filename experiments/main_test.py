@@ -13,5 +13,5 @@ def test_an_unknown_experiment_is_told_the_known_ones(words, capsys):
 
 def test_help_names_the_experiments(capsys):
     assert main(["--help"]) == 0
-    known = "bench, compare_losses, faults, gallery, mahalanobis, partial_fc, report, runs, submit, sweep"
+    known = "bench, compare_losses, faults, gallery, lfw_photos, mahalanobis, partial_fc, report, runs, submit, sweep"
     assert f"{known};" in capsys.readouterr().out
