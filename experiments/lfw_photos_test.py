@@ -22,4 +22,4 @@ def test_faces_of_some_pairs(tmp_path, capsys):
 
 def test_the_threshold_is_of_the_others():
     others, same = np.array([0.9, 0.8, 0.1, 0.2]), np.array([True, True, False, False])
-    assert _accuracy(np.array([0.7, 0.85]), np.array([True, True]), others, same) == pytest.approx(0.5)
+    assert _accuracy(np.array([0.7, 0.15]), np.array([True, False]), others, same) == pytest.approx(0.5)
