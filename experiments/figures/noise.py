@@ -3,7 +3,8 @@
 Shows the test accuracy of softmax, ArcFace and sub-centre ArcFace when 0, 20 and 40 % of the training labels are drawn
 from the other classes; and, at 20 %, the training images that lie farthest from the class they are labelled with, with
 the share of the wrong labels among as many images as there are wrong ones. Costs nine trainings: two minutes on digits,
-about eight on 10,000 images of MNIST.
+four on 10,000 images of MNIST. Reached on those, one training each: at 40 % ArcFace falls to 21 %, with sub-centres it
+keeps 92 %, and softmax 96 %.
 """
 
 from __future__ import annotations

@@ -2,7 +2,8 @@
 
 Shows the directions of 800 test embeddings and of the prototypes. `sphere_3d.html` is a page of its own that needs no
 network: drag it to turn the sphere, point at a dot to see its image. Costs a second, besides two runs: half a minute on
-digits, two on MNIST.
+digits, two on MNIST. Reached on
+MNIST: a mean angle to the own prototype of 11 degrees with ArcFace and of 19 with softmax.
 """
 
 from __future__ import annotations
@@ -141,7 +142,7 @@ FIGURE = Figure(
     numbers,
     draw,
     lambda study: [("torch_reference", fields(study, loss)) for loss in LOSSES],
-    alt="Two spheres with the points of ten classes in colour and lines to the prototypes: under softmax the classes "
-    "are broad and run into each other, under ArcFace they are small spots round their prototypes.",
+    alt="Two spheres with the points of ten classes in colour and lines to the prototypes: under softmax "
+    "many lie beside their prototype, under ArcFace they lie round it.",
     moving=page,
 )

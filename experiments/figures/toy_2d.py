@@ -2,7 +2,8 @@
 
 Shows the test embeddings as they are, with the direction of each prototype, and below them the directions alone, round
 the circle. Costs five trainings, which `training_2d` shows from their beginning: half a minute on digits, seven
-minutes on MNIST.
+minutes on MNIST. Reached on MNIST, one seed and three epochs: from 95.6 % (CosFace) to 98.8 % (softmax, which also uses
+the lengths); ArcFace 98.0 %.
 """
 
 from __future__ import annotations

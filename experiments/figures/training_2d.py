@@ -1,8 +1,8 @@
 """The trainings of `toy_2d` from their beginning: eight classes that part in the plane, as an animation.
 
 Shows 400 test embeddings and the prototypes' directions at 49 moments of each training; the picture shows four of them.
-Costs half a minute for the animation, besides the trainings of `toy_2d`. Reached on MNIST: with a margin the classes
-stand in narrow rays after the first epoch; softmax goes on lengthening its embeddings to the end.
+Costs half a minute for the animation, besides the trainings of `toy_2d`. Reached on MNIST: the classes have parted
+after a quarter of the training and are rays by its end, narrow ones with ArcFace's margin.
 """
 
 from __future__ import annotations
