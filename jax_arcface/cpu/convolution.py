@@ -15,6 +15,8 @@ from jax_arcface.cpu.onednn import DTYPES
 from jax_arcface.cpu.operations import Implementation, Operation, Run, Transpose, compute
 from jax_arcface.cpu.sums import channel_sums
 
+_WORTH_COMPILING = 1000  # numbers of an image: XLA compiles its own convolution faster, and of few either is fast
+
 NHWC = ("NHWC", "HWIO", "NHWC")  # the layouts of images, kernel and results
 
 
@@ -25,6 +27,7 @@ def convolve(
     padding: Sequence[tuple[int, int]],
     bias: Array | None = None,
     *,
+    groups: int = 1,
     implementation: Implementation = "auto",
 ) -> Array:
     """A convolution (a cross-correlation, as everywhere).
@@ -33,10 +36,11 @@ def convolve(
 
     Args:
       images: [B, H, W, I].
-      kernel: [h, w, I, O], of the same dtype.
+      kernel: [h, w, I / groups, O], of the same dtype.
       strides: (down, right).
       padding: rows and columns of zeros, ((top, bottom), (left, right)).
       bias: [O], any float dtype.
+      groups: of channels; each group of results is computed from its own group of the images' channels.
       implementation: "onednn", "xla", or "auto", which takes oneDNN where it is installed and can.
 
     Returns:
@@ -59,6 +63,7 @@ def convolve(
         tuple(before for before, _ in padding),
         tuple(after for _, after in padding),
         bias is not None,
+        groups,
     )
     biases = () if bias is None else (bias.astype(jnp.promote_types(bias.dtype, jnp.float32)),)
     return compute(operation, images, kernel, *biases, implementation=implementation)[0]
@@ -74,6 +79,7 @@ class Convolution(Operation):
       image_size: (H, W). kernel_size: (h, w).
       strides: (down, right). before, after: pixels of padding (top, left) and (bottom, right).
       bias: whether there is one; never with an input gradient.
+      groups: of channels.
     """
 
     kind: Literal["forward", "input gradient", "kernel gradient"]
@@ -83,30 +89,60 @@ class Convolution(Operation):
     before: tuple[int, ...]
     after: tuple[int, ...]
     bias: bool = False
+    groups: int = 1
 
     def by_xla(self, *arrays: Array) -> tuple[Array, ...]:
         """The function, in JAX."""
+        return self._computed(self._convolve, *arrays)
+
+    def by_xla_on_cpu(self, *arrays: Array) -> tuple[Array, ...]:
+        """With groups, the sum over the kernel's places: XLA makes one loop of it, many times as fast as its own."""
+        height, width, channels = (arrays[1] if self.kind == "kernel gradient" else arrays[0]).shape[1:]
+        known = all(isinstance(size, int) for size in (height, width))
+        if self.groups == 1 or not known or height * width * channels < _WORTH_COMPILING:
+            return self.by_xla(*arrays)
+        return self._computed(self._sum_of_places, *arrays)
+
+    def _computed(self, convolve: Callable[[Array, Array], Array], *arrays: Array) -> tuple[Array, ...]:
         first, second, *bias = arrays
         if self.kind == "forward":
-            results = self._convolve(first, second)
+            results = convolve(first, second)
             return (results + bias[0].astype(results.dtype) if self.bias else results,)
         if self.kind == "input gradient":
-            shape = (first.shape[0], *self.image_size, second.shape[2])
-            return (_transposed(lambda images: self._convolve(images, second), shape, first),)
-        shape = (*self.kernel_size, first.shape[-1], second.shape[-1])
-        kernel = _transposed(lambda kernel: self._convolve(first, kernel), shape, second)
+            shape = (first.shape[0], *self.image_size, second.shape[2] * self.groups)
+            return (_transposed(lambda images: convolve(images, second), shape, first),)
+        shape = (*self.kernel_size, first.shape[-1] // self.groups, second.shape[-1])
+        kernel = _transposed(lambda kernel: convolve(first, kernel), shape, second)
         return (kernel, channel_sums(second.astype(_bias_dtype(second)))) if self.bias else (kernel,)
 
     def _convolve(self, images: Array, kernel: Array) -> Array:
         padding = tuple(zip(self.before, self.after, strict=True))
-        return jax.lax.conv_general_dilated(images, kernel, self.strides, padding, dimension_numbers=NHWC)
+        return jax.lax.conv_general_dilated(
+            images, kernel, self.strides, padding, dimension_numbers=NHWC, feature_group_count=self.groups
+        )
+
+    def _sum_of_places(self, images: Array, kernel: Array) -> Array:
+        padding = tuple(zip(self.before, self.after, strict=True))
+        images = jnp.pad(images, ((0, 0), *padding, (0, 0)))
+        total: Array | float = 0.0
+        for channel in range(kernel.shape[2]):
+            # of each group the channel of this number, once for each of the group's results
+            part = images if kernel.shape[2] == 1 else images[..., channel :: kernel.shape[2]]
+            if kernel.shape[3] != self.groups:
+                part = jnp.repeat(part, kernel.shape[3] // self.groups, axis=-1)
+            for row in range(kernel.shape[0]):
+                for column in range(kernel.shape[1]):
+                    down = slice(row, images.shape[1] - kernel.shape[0] + row + 1, self.strides[0])
+                    right = slice(column, images.shape[2] - kernel.shape[1] + column + 1, self.strides[1])
+                    total = total + part[:, down, right] * kernel[row, column, channel]
+        return jnp.asarray(total)
 
     def for_onednn(self, *arrays: jax.ShapeDtypeStruct) -> tuple[int, ...] | None:
         """The operation's integers for the handler."""
         first, second, *bias = arrays
         if first.dtype != second.dtype or first.dtype.name not in DTYPES or any(b.dtype != jnp.float32 for b in bias):
             return None
-        inputs = second.shape[2] if self.kind == "input gradient" else first.shape[3]
+        inputs = second.shape[2] * self.groups if self.kind == "input gradient" else first.shape[3]
         images = (first.shape[0], *self.image_size, inputs)
         results = [
             (size + before + after - side) // stride + 1
@@ -119,7 +155,8 @@ class Convolution(Operation):
             return None
         kind = ("forward", "input gradient", "kernel gradient").index(self.kind)
         steps = (*self.strides, *self.before, *self.after)
-        return (kind, DTYPES[first.dtype.name], *sizes, *steps, int(self.bias))
+        grouped = (self.groups,) if self.groups > 1 else ()
+        return (kind, DTYPES[first.dtype.name], *sizes, *steps, int(self.bias), *grouped)
 
     def maps_rows(self) -> bool:
         """Whether more images are as good as `vmap` over them."""

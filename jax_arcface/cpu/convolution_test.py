@@ -87,6 +87,32 @@ def test_a_bias_is_added_and_has_its_gradient(shape, dtype, tolerance):
         assert np.abs(one - other).max() <= tolerance * np.abs(other).max()
 
 
+@pytest.mark.parametrize("implementation", ["auto", "xla"])
+@pytest.mark.parametrize("size", [7, 14])  # XLA's own for few numbers, the sum over the kernel's places for many
+@pytest.mark.parametrize(("inputs", "outputs", "groups", "stride"), [(6, 6, 6, 2), (8, 12, 4, 1)])
+def test_groups_are_convolutions_side_by_side(implementation, size, inputs, outputs, groups, stride):
+    rng = np.random.default_rng(0)
+    images = rng.normal(size=(2, size, size + 1, inputs)).astype(np.float32)
+    kernel = rng.normal(size=(3, 3, inputs // groups, outputs)).astype(np.float32)
+    bias = rng.normal(size=outputs).astype(np.float32)
+    of = functools.partial(convolve, strides=(stride, stride), padding=((1, 1), (0, 2)))
+
+    def total(conv):
+        return jax.jit(jax.value_and_grad(lambda *inputs: jnp.sum(jnp.sin(conv(*inputs))), (0, 1, 2)))
+
+    def grouped(images, kernel, bias):
+        return of(images, kernel, bias=bias, groups=groups, implementation=implementation)
+
+    def side_by_side(images, kernel, bias):
+        parts = zip(jnp.split(images, groups, axis=3), jnp.split(kernel, groups, axis=3), strict=True)
+        return jnp.concatenate([of(*part, implementation="xla") for part in parts], axis=3) + bias
+
+    found, expected = (total(conv)(images, kernel, bias) for conv in (grouped, side_by_side))
+    for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)
+    assert is_onednn(grouped, images, kernel, bias) == (implementation == "auto" and not onednn.library().missing)
+
+
 @pytest.mark.usefixtures("library")
 def test_gradients_of_gradients_with_a_bias():
     images, kernel, of = arrays(SHAPES[1], "float32", batch=2)

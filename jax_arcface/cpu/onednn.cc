@@ -281,19 +281,25 @@ class Program {
 
 enum Kind { kForward, kInputGradient, kKernelGradient, kPReLUGradient, kProduct };
 
-// Images [B, H, W, I], kernel [h, w, I, O], results [B, H', W', O], bias float32 [O]. The kernel has the layout that
-// oneDNN likes best, and is reordered on the way in or out.
+// Images [B, H, W, I], kernel [h, w, I / groups, O], results [B, H', W', O], bias float32 [O]. The kernel has the layout
+// that oneDNN likes best, and is reordered on the way in or out.
 //   forward: images, kernel (, bias) -> results
 //   input gradient: gradient of results, kernel -> gradient of images
 //   kernel gradient: images, gradient of results -> gradient of kernel (, of bias)
-void make_convolution(Program& program, Object engine, int kind, int dtype, const int64_t* n) {
+void make_convolution(Program& program, Object engine, int kind, int dtype, const int64_t* n, int64_t groups) {
   const int64_t batch = n[0], height = n[1], width = n[2], inputs = n[3], down = n[4], across = n[5], outputs = n[6];
   const Owned images = image_layout(batch, height, width, inputs, dtype);
   const Owned results = image_layout(batch, n[7], n[8], outputs, dtype);
-  const Sizes oihw = {outputs, inputs, down, across};
-  const Owned kernel = layout(oihw, {1, outputs, across * inputs * outputs, inputs * outputs}, dtype);
-  const Owned any =
-      make(dnnl.memory_desc_destroy, dnnl.memory_desc_create_with_tag, 4, oihw.data(), dtype, int(kAny));
+  const int64_t share = inputs / groups;
+  Sizes oihw = {outputs / groups, share, down, across};
+  Sizes steps = {1, outputs, across * share * outputs, share * outputs};
+  if (groups > 1) {
+    oihw.insert(oihw.begin(), groups);
+    steps.insert(steps.begin(), outputs / groups);
+  }
+  const Owned kernel = layout(oihw, steps, dtype);
+  const Owned any = make(dnnl.memory_desc_destroy, dnnl.memory_desc_create_with_tag, int(oihw.size()), oihw.data(),
+                         dtype, int(kAny));
   const bool has_bias = n[15];
   const Owned bias = has_bias ? layout({outputs}, {1}, kFloat32) : Owned(nullptr, dnnl.memory_desc_destroy);
   const int64_t *strides = n + 9, *before = n + 11, *after = n + 13, dilation[] = {0, 0};
@@ -361,6 +367,7 @@ void make_product(Program& program, Object engine, int dtype, const int64_t* n) 
 
 // The operation: kind, dtype (dnnl_data_type_t), and then of
 //   a convolution: B, H, W, I, h, w, O, H', W', strides down and right, padding top, left, bottom, right, whether bias
+//     (, groups, which divide I and O; a list without them has one)
 //   PReLU's gradient: B, H, W, C
 //   a product: m, k, n, whether a is transposed
 std::unique_ptr<Program> make_program(Object engine, Object stream, const Sizes& operation) {
@@ -368,8 +375,9 @@ std::unique_ptr<Program> make_program(Object engine, Object stream, const Sizes&
   const size_t size = operation.size();
   const int kind = size ? int(operation[0]) : -1, dtype = size > 1 ? int(operation[1]) : 0;
   const int64_t* sizes = operation.data() + 2;
-  if (kind >= kForward && kind <= kKernelGradient && size == 18)
-    make_convolution(*program, engine, kind, dtype, sizes);
+  const int64_t groups = size == 19 ? sizes[16] : 1;
+  if (kind >= kForward && kind <= kKernelGradient && (size == 18 || size == 19) && groups > 0)
+    make_convolution(*program, engine, kind, dtype, sizes, groups);
   else if (kind == kPReLUGradient && size == 6)
     make_prelu_gradient(*program, engine, dtype, sizes);
   else if (kind == kProduct && size == 6)

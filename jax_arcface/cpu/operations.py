@@ -46,6 +46,10 @@ class Operation:
         """The function, in JAX."""
         raise NotImplementedError
 
+    def by_xla_on_cpu(self, *arrays: Array) -> tuple[Array, ...]:
+        """The same, as XLA is fast at on a CPU."""
+        return self.by_xla(*arrays)
+
     def for_onednn(self, *arrays: jax.ShapeDtypeStruct) -> tuple[int, ...] | None:
         """The same for the handler (`make_program` in onednn.cc); None where oneDNN has nothing for these arrays."""
         return None
@@ -83,9 +87,9 @@ class Run(NamedTuple):
             *_equally_varying(arrays), operation=operation, implementation=self.implementation, mapped=mapped
         )
 
-    def by_xla(self, operation: Operation) -> Callable[..., tuple[Array, ...]]:
+    def by_xla(self, operation: Operation, on_cpu: bool = False) -> Callable[..., tuple[Array, ...]]:
         """The operation as a function of arrays in JAX, mapped."""
-        function = operation.by_xla
+        function = operation.by_xla_on_cpu if on_cpu else operation.by_xla
         for level in reversed(self.mapped):
             function = jax.vmap(function, [0 if mapped else None for mapped in level])
         return function
@@ -217,8 +221,9 @@ def _lower(
     obstacle: str = "",
 ) -> Any:
     run = Run(implementation, mapped)
+    by_xla = mlir.lower_fun(run.by_xla(operation, on_cpu=not obstacle), multiple_results=True)
     if implementation == "xla" or operation.xla_only:
-        return mlir.lower_fun(run.by_xla(operation), multiple_results=True)(context, *values)
+        return by_xla(context, *values)
     avals: Sequence[Any] = context.avals_in
     shapes = [
         jax.ShapeDtypeStruct(aval.shape[sum(level[i] for level in mapped) :], aval.dtype)
@@ -229,7 +234,7 @@ def _lower(
     if obstacle and implementation == "onednn":
         raise ValueError(f"oneDNN cannot compute {operation}: {obstacle}")
     if obstacle:
-        return mlir.lower_fun(run.by_xla(operation), multiple_results=True)(context, *values)
+        return by_xla(context, *values)
     if mapped:
         return mlir.lower_fun(run.one_by_one(operation), multiple_results=True)(context, *values)
     return jax.ffi.ffi_lowering(onednn.TARGET)(context, *values, operation=np.array(numbers, np.int64))

@@ -121,7 +121,12 @@ def test_a_convolution(options):
 
 
 @pytest.mark.parametrize(
-    "name", [n if n in ("airnet", "resnet20") else pytest.param(n, marks=pytest.mark.slow) for n in BACKBONES]
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] * (name not in ("resnet20", "airnet")))
+        for name in BACKBONES
+        if not name.startswith("iresnet") or name == "iresnet18"  # the others have the same blocks
+    ],
 )
 def test_a_backbone(name):
     """For several images and for one."""

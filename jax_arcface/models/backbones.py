@@ -22,8 +22,9 @@ from flax import nnx
 from jax_arcface.errors import UserError, nearest
 from jax_arcface.models.airnet import AirNet
 from jax_arcface.models.images import ImageShape
+from jax_arcface.models.iresnet import DEPTHS, IResNet
 from jax_arcface.models.lenet import LeNet
-from jax_arcface.models.mobilefacenet import MobileFaceNetReLU6
+from jax_arcface.models.mobilefacenet import MobileFaceNet, MobileFaceNetReLU6
 from jax_arcface.models.resnet import ResNet
 
 BACKBONES: dict[str, Callable[..., Any]] = {
@@ -31,6 +32,8 @@ BACKBONES: dict[str, Callable[..., Any]] = {
     "resnet20": functools.partial(ResNet, stages=(16, 32, 64), blocks=3, project=False),
     "resnet18": functools.partial(ResNet, stages=(64, 128, 256, 512), blocks=2, project=True),
     "airnet": AirNet,
+    **{f"iresnet{depth}": functools.partial(IResNet, depth=depth) for depth in DEPTHS},
+    "mobilefacenet": MobileFaceNet,
     "mobilefacenet_relu6": MobileFaceNetReLU6,
 }
 

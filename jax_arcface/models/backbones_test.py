@@ -12,8 +12,13 @@ from jax_arcface.errors import UserError
 from jax_arcface.models import weights
 from jax_arcface.models.airnet import WhiteningFilters, whitening_filters
 from jax_arcface.models.backbones import BACKBONES, TRUSTED, backbone_factory, import_own
+from jax_arcface.models.iresnet import DEPTHS
+from jax_arcface.models.layers import FixedScale
 
-LARGE = {"mobilefacenet_relu6"}  # those that take long to compile
+FACES = ("iresnet18", "mobilefacenet", "mobilefacenet_relu6")  # those of many layers take long to compile
+DEEPER = [f"iresnet{depth}" for depth in DEPTHS if depth != 18]  # of the same blocks
+NAMES = [name for name in BACKBONES if name not in (*FACES, *DEEPER)]
+NAMES_AND_SLOW = [*NAMES, *(pytest.param(name, marks=pytest.mark.slow) for name in FACES)]
 
 
 def abstract(name: str, shape: tuple[int, int, int], dimension: int = 2, **options):
@@ -24,7 +29,7 @@ def parameters(model, kind=nnx.Param) -> int:
     return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(nnx.state(model, kind)))
 
 
-@pytest.mark.parametrize("name", BACKBONES)
+@pytest.mark.parametrize("name", NAMES_AND_SLOW)
 @pytest.mark.parametrize("shape", [(28, 28, 1), (33, 40, 3)])
 def test_embeddings_have_the_asked_dimension_in_training_and_evaluation(name, shape):
     for mode in ("train", "eval"):
@@ -56,6 +61,29 @@ def test_sizes_are_those_of_the_papers():
     assert parameters(airnet, WhiteningFilters) == 24 * 12
 
 
+@pytest.mark.parametrize(
+    ("name", "entries", "millions"),
+    [
+        ("iresnet18", 187, 24.03),
+        ("iresnet34", 331, 34.14),
+        ("iresnet50", 475, 43.59),
+        ("iresnet100", 925, 65.16),
+        ("mobilefacenet", 333, 2.06),
+    ],
+)
+def test_sizes_are_those_of_arcface_torch(name, entries, millions):
+    """A state dict of PyTorch also counts the batches of each batch norm."""
+    model = abstract(name, (112, 112, 3), 512)
+    names = weights.pytorch_shapes(nnx.state(model))
+    assert len(names) + sum(name.endswith("running_var") for name in names) == entries
+    assert round(parameters(model, nnx.Any(nnx.Param, FixedScale)) / 1e6, 2) == millions
+
+
+def test_the_published_mobilefacenet_has_its_files_entries():
+    names = weights.pytorch_shapes(nnx.state(abstract("mobilefacenet_relu6", (112, 112, 3), 128)))
+    assert len(names) + sum(name.endswith("running_var") for name in names) == 307
+
+
 def test_width_scales_the_channels():
     assert abstract("resnet20", (32, 32, 3), width=0.5).conv.kernel.shape == (3, 3, 3, 8)
     assert abstract("lenet", (28, 28, 1), width=0.01).stages[0].conv1.kernel.shape == (5, 5, 1, 1)
@@ -69,14 +97,14 @@ def test_images_that_are_too_small_are_refused(name, size):
         abstract(name, (size, size, 1))
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name in LARGE)) for name in BACKBONES])
+@pytest.mark.parametrize("name", NAMES_AND_SLOW)
 def test_one_compiled_network(name):
     """Evaluation treats each image by itself, training does not, and bfloat16 changes little and no parameter."""
     shape = (16, 16, 1)
     x = np.random.default_rng(0).normal(size=(4, *shape)).astype(np.float32)
     graphdef, empty = nnx.split(abstract(name, shape, 3, width=0.1))
     narrow, _ = nnx.split(abstract(name, shape, 3, width=0.1, dtype=jnp.bfloat16))
-    drawn = weights.draw(weights.pytorch_shapes(empty), seed=0)
+    drawn = weights.initial(empty, seed=0)
     if name == "airnet":
         drawn["whiten.weight"] = whitening_filters(x)
     state = weights.from_pytorch(empty, drawn)

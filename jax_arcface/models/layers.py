@@ -11,8 +11,12 @@ from flax import nnx
 from jax import Array
 from jax.typing import DTypeLike
 
-from jax_arcface.cpu import Implementation, channel_sums, convolve, grouped_convolve, prelu
+from jax_arcface.cpu import Implementation, channel_sums, convolve, prelu
 from jax_arcface.cpu.operations import Operation, Transpose, compute
+
+
+class FixedScale(nnx.Variable):
+    """A batch norm's scale that is not trained."""
 
 
 class BatchNorm(nnx.Module):
@@ -24,6 +28,7 @@ class BatchNorm(nnx.Module):
 
     Args:
       channels: size of the last axis.
+      fixed_scale: whether the scale is not trained, but stays 1.
 
     >>> norm = BatchNorm(3)
     >>> x = jnp.arange(12.0).reshape(4, 3)
@@ -33,8 +38,8 @@ class BatchNorm(nnx.Module):
     Array([45., 55., 65.], dtype=float32)
     """
 
-    def __init__(self, channels: int):
-        self.scale = nnx.Param(jnp.ones(channels))
+    def __init__(self, channels: int, *, fixed_scale: bool = False):
+        self.scale = (FixedScale if fixed_scale else nnx.Param)(jnp.ones(channels))
         self.bias = nnx.Param(jnp.zeros(channels))
         self.mean = nnx.BatchStat(jnp.zeros(channels))
         self.var = nnx.BatchStat(jnp.ones(channels))
@@ -151,7 +156,7 @@ class Conv(nnx.Module):
       groups: of channels, each computed from its own share of the inputs.
       use_bias: whether there is one.
       dtype: of the computation; None takes that of images and kernel together.
-      implementation: as in `convolve`; without effect on groups.
+      implementation: as in `convolve`.
       rngs: for the initial kernel, [height, width, inputs / groups, outputs].
 
     >>> Conv(3, 8, 5, stride=2, rngs=nnx.Rngs(0))(jnp.ones((1, 32, 32, 3))).shape
@@ -186,10 +191,7 @@ class Conv(nnx.Module):
         dtype = jnp.result_type(x, kernel) if self.dtype is None else self.dtype
         strides = (self.stride, self.stride)
         x, kernel = x.astype(dtype), kernel.astype(dtype)
-        if self.groups > 1:
-            y = grouped_convolve(x, kernel, strides, self.padding, self.groups)
-            return y if bias is None else y + bias.astype(dtype)
-        return convolve(x, kernel, strides, self.padding, bias, implementation=self.implementation)
+        return convolve(x, kernel, strides, self.padding, bias, groups=self.groups, implementation=self.implementation)
 
 
 @jax.custom_jvp

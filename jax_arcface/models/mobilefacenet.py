@@ -10,7 +10,7 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from jax_arcface.models.images import ImageShape, check_size
-from jax_arcface.models.layers import BatchNorm, Conv, Dropout, scaled
+from jax_arcface.models.layers import BatchNorm, Conv, Dropout, PReLU, flattened, scaled
 
 
 class _Separable(nnx.Module):
@@ -107,3 +107,117 @@ class MobileFaceNetReLU6(nnx.Module):
 
 # Of each run of blocks: the factor on the channels inside, the channels, how many, the first one's stride.
 _STAGES = ((2, 64, 5, 2), (4, 128, 1, 2), (2, 128, 6, 1), (4, 128, 1, 2), (2, 128, 2, 1))
+
+
+class _ConvBlock(nnx.Module):
+    """A convolution, batch norm, and PReLU where it is not linear."""
+
+    def __init__(self, inputs: int, outputs: int, size: Any, *, linear: bool = False, **kwargs: Any):
+        parts = [Conv(inputs, outputs, size, **kwargs), BatchNorm(outputs), *([] if linear else [PReLU(outputs)])]
+        self.layers: nnx.List = nnx.List(parts)
+
+    def __call__(self, x: Array) -> Array:
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+
+class _Bottleneck(nnx.Module):
+    """1x1 to `inner` channels, depthwise 3x3, and 1x1 to `outputs`, plus the input where the stride is 1."""
+
+    def __init__(self, inputs: int, inner: int, outputs: int, stride: int, **kwargs: Any):
+        self.adds = stride == 1
+        self.layers = nnx.List(
+            [
+                _ConvBlock(inputs, inner, 1, **kwargs),
+                _ConvBlock(inner, inner, 3, stride=stride, groups=inner, **kwargs),
+                _ConvBlock(inner, outputs, 1, linear=True, **kwargs),
+            ]
+        )
+
+    def __call__(self, x: Array) -> Array:
+        y = x
+        for layer in self.layers:
+            y = layer(y)
+        return x + y if self.adds else y
+
+
+class _Bottlenecks(nnx.Module):
+    def __init__(self, channels: int, inner: int, count: int, **kwargs: Any):
+        self.layers: nnx.List = nnx.List([_Bottleneck(channels, inner, channels, 1, **kwargs) for _ in range(count)])
+
+    def __call__(self, x: Array) -> Array:
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+
+class _Flatten(nnx.Module):
+    def __call__(self, x: Array) -> Array:
+        return flattened(x)
+
+
+class _GlobalEmbedding(nnx.Module):
+    """A depthwise convolution over the whole feature map, a linear layer and a batch norm."""
+
+    def __init__(self, channels: int, size: tuple[int, int], dim: int, dropout: float, dtype: Any, rngs: nnx.Rngs):
+        kwargs = {"use_bias": False, "dtype": dtype, "rngs": rngs}
+        self.dropout = Dropout(dropout, channels, rngs=rngs)
+        self.layers = nnx.List(
+            [
+                _ConvBlock(channels, channels, size, linear=True, padding=0, groups=channels, **kwargs),
+                _Flatten(),
+                nnx.Linear(channels, dim, **kwargs),
+                BatchNorm(dim),
+            ]
+        )
+
+    def __call__(self, x: Array, dropout_mask: Array | None) -> Array:
+        layers: Any = self.layers
+        convolve, flatten, linear, norm = layers
+        return norm(linear(self.dropout(flatten(convolve(x)), dropout_mask)))
+
+
+class MobileFaceNet(nnx.Module):
+    """MobileFaceNet (Chen et al. 2018) with twice its channels, as arcface_torch has it under the name `mbf`.
+
+    Its parameters' names are those of weights published for it. Images of at least 16x16.
+    """
+
+    def __init__(
+        self,
+        image_shape: ImageShape,
+        embedding_dim: int,
+        width: float = 1.0,
+        dropout: float = 0.0,
+        *,
+        dtype: DTypeLike | None = None,
+        rngs: nnx.Rngs,
+    ):
+        check_size("mobilefacenet", image_shape, 16)
+        height, breadth, colours = image_shape
+        kwargs: dict[str, Any] = {"use_bias": False, "dtype": dtype, "rngs": rngs}
+        small, large, last = (scaled(n, width) for n in (128, 256, 512))
+        groups = small // 2 if small % 2 == 0 else small
+        self.layers = nnx.List(
+            [
+                _ConvBlock(colours, small, 3, stride=2, **kwargs),
+                _ConvBlock(small, small, 3, groups=groups, **kwargs),
+                _Bottleneck(small, small, small, 2, **kwargs),
+                _Bottlenecks(small, small, 4, **kwargs),
+                _Bottleneck(small, large, large, 2, **kwargs),
+                _Bottlenecks(large, large, 6, **kwargs),
+                _Bottleneck(large, last, large, 2, **kwargs),
+                _Bottlenecks(large, large, 2, **kwargs),
+            ]
+        )
+        self.conv_sep = _ConvBlock(large, last, 1, **kwargs)
+        size = (-(-height // 16), -(-breadth // 16))
+        self.features = _GlobalEmbedding(last, size, embedding_dim, dropout, dtype, rngs)
+
+    def __call__(self, images: Array, dropout_mask: Array | None = None) -> Array:
+        """[B, H, W, C] to [B, D]; `dropout_mask`, bool [B, 512], as in `Dropout`."""
+        x = images
+        for layer in self.layers:
+            x = layer(x)
+        return self.features(self.conv_sep(x), dropout_mask)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -11,6 +12,7 @@ import numpy as np
 
 from jax_arcface.errors import UserError
 from jax_arcface.files import Arrays, read_safetensors, shown
+from jax_arcface.models.iresnet import DEPTHS
 from jax_arcface.models.torch_files import read_torch
 
 Normalise = Literal["half", "imagenet"]
@@ -53,8 +55,34 @@ def _mobilefacenet_relu6(shapes: Shapes) -> Description:
     )
 
 
+def _mobilefacenet(shapes: Shapes) -> Description:
+    colours, (_, _, height, width) = shapes["layers.0.layers.0.weight"][1], shapes["features.layers.0.layers.0.weight"]
+    return Description(
+        "mobilefacenet",
+        (16 * height, 16 * width, colours),
+        shapes["features.layers.2.weight"][0],
+        shapes["conv_sep.layers.0.weight"][0] / 512,
+        "half",
+    )
+
+
+def _iresnet(shapes: Shapes) -> Description:
+    blocks = tuple(
+        len({name.split(".")[1] for name in shapes if name.startswith(f"layer{layer}.")}) for layer in range(1, 5)
+    )
+    depth = next((depth for depth, known in DEPTHS.items() if known == blocks), None)
+    if depth is None:
+        raise ValueError(f"it has {blocks} blocks; known are {', '.join(map(str, DEPTHS.values()))}")
+    (dim, features), channels = shapes["fc.weight"], shapes["bn2.weight"][0]
+    side = math.isqrt(features // channels)  # the feature map is taken to be square
+    width, colours, *_ = shapes["conv1.weight"]
+    return Description(f"iresnet{depth}", (16 * side, 16 * side, colours), dim, width / 64, "half")
+
+
 # Each is known by a name that no other has; then its function reads the rest from the shapes.
 _KNOWN: dict[str, Callable[[Shapes], Description]] = {
+    "layer1.0.prelu.weight": _iresnet,
+    "conv_sep.layers.0.weight": _mobilefacenet,
     "gdconv.depthwise.weight": _mobilefacenet_relu6,
 }
 

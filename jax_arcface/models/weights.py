@@ -68,6 +68,15 @@ def pytorch_shapes(state: nnx.State) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
+def initial(state: nnx.State, seed: int) -> Weights:
+    """Initial values of a state, which may be abstract, under PyTorch names: `draw`, and 0.25 for PReLU's slopes."""
+    values = draw(pytorch_shapes(state), seed)
+    for path, leaf in _leaves(state):
+        if path[-1] == "slope":
+            values[pytorch_name(path)] = np.full(leaf.shape, 0.25, np.float32)
+    return values
+
+
 def draw(shapes: Mapping[str, tuple[int, ...]], seed: int) -> Weights:
     """Initial values, float32, for parameters of these PyTorch names and shapes (`docs/recipe.md`, "Weights").
 
@@ -85,7 +94,7 @@ def _initial(name: str, shape: tuple[int, ...], seed: int) -> np.ndarray:
     if last == "running_var":
         return np.ones(shape)
     if len(shape) == 1:
-        return np.full(shape, 0.25 if "prelu" in name else 1.0)
+        return np.ones(shape)
     if last == "prototypes":
         bound = np.sqrt(3 / shape[-1])
     elif len(shape) == 4:

@@ -7,13 +7,14 @@ from flax import nnx
 
 from jax_arcface.models import weights
 from jax_arcface.models.backbones import BACKBONES
+from jax_arcface.models.layers import PReLU
 from jax_arcface.philox import generator
 
 
 @pytest.fixture(scope="module")
 def state() -> nnx.State:
     empty = nnx.state(nnx.eval_shape(lambda: BACKBONES["resnet20"]((8, 8, 3), 4, 0.25, rngs=nnx.Rngs(0))))
-    return weights.from_pytorch(empty, weights.draw(weights.pytorch_shapes(empty), seed=0))
+    return weights.from_pytorch(empty, weights.initial(empty, seed=0))
 
 
 def test_names_are_those_of_the_recipe(state):
@@ -70,13 +71,14 @@ def test_initial_weights_are_uniform_within_their_bound(name, shape, bound):
 
 
 def test_initial_values_of_everything_else():
-    shapes = {"a.bias": (2,), "a.running_mean": (2,), "a.running_var": (2,), "bn.weight": (2,), "prelu1.weight": (2,)}
+    shapes = {"a.bias": (2,), "a.running_mean": (2,), "a.running_var": (2,), "bn.weight": (2,)}
     values = weights.draw(shapes, seed=0)
     assert {name: float(value[0]) for name, value in values.items()} == {
         "a.bias": 0,
         "a.running_mean": 0,
         "a.running_var": 1,
         "bn.weight": 1,
-        "prelu1.weight": 0.25,
     }
+    slopes = nnx.state(nnx.eval_shape(lambda: nnx.List([PReLU(2)])))
+    np.testing.assert_array_equal(weights.initial(slopes, seed=0)["0.weight"], np.full(2, 0.25))
     assert jnp.all(values["bn.weight"] == values["bn.weight"][0])

@@ -321,7 +321,7 @@ def abstract_model(config: TrainConfig, image_shape: ImageShape, num_classes: in
 def initial_weights(config: TrainConfig, dataset: Dataset) -> weights.Weights:
     """The model's weights before the first step, by PyTorch's names: a function of seed, configuration and data."""
     model = abstract_model(config, dataset.image_shape, dataset.num_classes)
-    values = weights.draw(weights.pytorch_shapes(states.exchanged(nnx.state(model))), config.seed)
+    values = weights.initial(states.exchanged(nnx.state(model)), config.seed)
     if is_own(config.backbone):  # starts as its factory makes it
         made = make_model(config, dataset.image_shape, dataset.num_classes, rngs=nnx.Rngs(config.seed)).backbone
         own = weights.to_pytorch(states.exchanged(nnx.state(made)))

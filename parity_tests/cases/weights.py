@@ -10,9 +10,9 @@ from jax_arcface import data as jax_data
 from jax_arcface.training import config as jax_config
 from jax_arcface.training import fit as jax_training
 from parity_tests.cases import Case
+from parity_tests.cases.backbones import SHAPES
 from parity_tests.compare import Difference, differences
 from torch_reference import data as torch_data
-from torch_reference.models import backbones as torch_backbones
 from torch_reference.models import weights as torch_weights
 from torch_reference.training import config as torch_config
 from torch_reference.training import fit as torch_training
@@ -38,5 +38,5 @@ CASES = [
         ),
         unit="exact",
     )
-    for name, seed, subcenters in (*((name, 5, 1) for name in torch_backbones.BACKBONES), ("lenet", 0, 3))
+    for name, seed, subcenters in (*((name, 5, 1) for name in SHAPES), ("lenet", 0, 3))
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import inspect
 import os
@@ -13,9 +14,10 @@ from torch import nn
 
 from torch_reference.errors import UserError, nearest
 from torch_reference.models.airnet import AirNet
+from torch_reference.models.iresnet import DEPTHS, IResNet
 from torch_reference.models.layers import Backbone
 from torch_reference.models.lenet import LeNet
-from torch_reference.models.mobilefacenet import MobileFaceNetReLU6
+from torch_reference.models.mobilefacenet import MobileFaceNet, MobileFaceNetReLU6
 from torch_reference.models.resnet import ResNet
 
 # From (image_shape, embedding_dim, width, dropout) to a network.
@@ -24,6 +26,8 @@ BACKBONES: dict[str, Callable[..., Backbone]] = {
     "resnet20": ResNet.resnet20,
     "resnet18": ResNet.resnet18,
     "airnet": AirNet,
+    **{f"iresnet{depth}": functools.partial(IResNet, depth=depth) for depth in DEPTHS},
+    "mobilefacenet": MobileFaceNet,
     "mobilefacenet_relu6": MobileFaceNetReLU6,
 }
 

@@ -61,11 +61,33 @@ def test_airnet_has_the_recipes_layers():
 @pytest.mark.parametrize(
     ("name", "size"),
     [(name, size) for name in ("lenet", "resnet20", "resnet18", "airnet") for size in ((9, 9), (13, 10))]
-    + [("mobilefacenet_relu6", size) for size in ((16, 16), (17, 33))],
+    + [(name, size) for name in ("iresnet18", "mobilefacenet", "mobilefacenet_relu6") for size in ((16, 16), (17, 33))],
 )
 def test_any_size_from_the_smallest_on_works(name, size):
     model = make_backbone(name, (*size, 2), 5, width=0.05).eval()
     assert model(torch.randn(3, 2, *size)).shape == (3, 5)
+
+
+@pytest.mark.parametrize(
+    ("name", "entries", "millions"),
+    [
+        ("iresnet18", 187, 24.03),
+        ("iresnet34", 331, 34.14),
+        ("iresnet50", 475, 43.59),
+        ("iresnet100", 925, 65.16),
+        ("mobilefacenet", 333, 2.06),
+    ],
+)
+def test_the_networks_for_faces_have_the_sizes_of_arcface_torch(name, entries, millions):
+    with torch.device("meta"):
+        model = make_backbone(name, (112, 112, 3), 512)
+    assert len(model.state_dict()) == entries
+    assert round(sum(p.numel() for p in model.parameters()) / 1e6, 2) == millions
+
+
+def test_iresnets_last_scale_is_fixed():
+    model = make_backbone("iresnet18", (16, 16, 3), 4, width=0.05)
+    assert [name for name, p in model.named_parameters() if not p.requires_grad] == ["features.weight"]
 
 
 def test_width_rounds_ties_to_even_and_leaves_one_channel():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import pickle
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 
 from torch_reference.errors import UserError
 from torch_reference.files import LARGEST_ARRAYS, Arrays, check_file, one_line, read_safetensors
+from torch_reference.models.iresnet import DEPTHS
 
 Normalise = Literal["half", "imagenet"]
 
@@ -51,8 +53,28 @@ def _mobilefacenet_relu6(shapes: Mapping[str, tuple[int, ...]]) -> Network:
     return Network("mobilefacenet_relu6", image_shape, dim, channels / 512, "imagenet")
 
 
+def _mobilefacenet(shapes: Mapping[str, tuple[int, ...]]) -> Network:
+    _, _, height, width = shapes["features.layers.0.layers.0.weight"]
+    image_shape = (16 * height, 16 * width, shapes["layers.0.layers.0.weight"][1])
+    channels, dim = shapes["conv_sep.layers.0.weight"][0], shapes["features.layers.2.weight"][0]
+    return Network("mobilefacenet", image_shape, dim, channels / 512, "half")
+
+
+def _iresnet(shapes: Mapping[str, tuple[int, ...]]) -> Network:
+    blocks = tuple(sum(f"layer{layer}.{block}.bn1.weight" in shapes for block in range(100)) for layer in (1, 2, 3, 4))
+    depths = [depth for depth, known in DEPTHS.items() if known == blocks]
+    if not depths:
+        raise ValueError(f"its layers have {blocks} blocks; those known have {', '.join(map(str, DEPTHS.values()))}")
+    dim, features = shapes["fc.weight"]
+    side = 16 * math.isqrt(features // shapes["bn2.weight"][0])  # of square images
+    width, colours, _, _ = shapes["conv1.weight"]
+    return Network(f"iresnet{depths[0]}", (side, side, colours), dim, width / 64, "half")
+
+
 # By a tensor that no other network has.
 _NETWORKS: dict[str, Callable[[Mapping[str, tuple[int, ...]]], Network]] = {
+    "layer1.0.prelu.weight": _iresnet,
+    "conv_sep.layers.0.weight": _mobilefacenet,
     "gdconv.depthwise.weight": _mobilefacenet_relu6,
 }
 
