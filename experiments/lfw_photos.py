@@ -12,18 +12,17 @@ Prints the result and, with `--json FILE`, writes it.
 from __future__ import annotations
 
 import argparse
-import io
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from experiments._arguments import Parser, check_at_least, check_can_be_written
 from experiments._machine import machine
 from jax_arcface.cli import runs
+from jax_arcface.data.images import read_files
 from jax_arcface.data.pairs import ImagePairs, read_bin
 from jax_arcface.errors import UserError
 from jax_arcface.evaluation import cross_validated
@@ -127,11 +126,9 @@ def _files(folder: Path, row: Sequence[str]) -> tuple[Path, Path]:
 
 def _scores(model: Any, listed: ImagePairs) -> tuple[np.ndarray, np.ndarray]:
     """Cosines of the pairs of a .bin file, and which are of one person."""
-    at = {image: number for number, image in enumerate(dict.fromkeys(listed.images))}  # a photo is in several pairs
-    crops = [np.asarray(Image.open(io.BytesIO(image))) for image in at if isinstance(image, bytes)]
-    embeddings = embed_crops(model, np.stack(crops), flip=True)
-    first, second = (np.array([at[listed.images[i]] for i in ends]) for ends in (listed.first, listed.second))
-    return (embeddings[first] * embeddings[second]).sum(1), listed.same
+    crops = read_files(listed.images, model.image_shape, "crop", "crops", progress=False)
+    embeddings = embed_crops(model, crops, flip=True)
+    return (embeddings[listed.first] * embeddings[listed.second]).sum(1), listed.same
 
 
 def _timed(run: Callable[[], Any]) -> tuple[Any, float]:

@@ -3,12 +3,15 @@
 import dataclasses
 import io
 import json
+import math
+import pickle
 import random
 import resource
 import struct
 import time
 import zipfile
 import zlib
+from unittest.mock import ANY
 
 import numpy as np
 import pytest
@@ -17,7 +20,7 @@ import torch
 from PIL import Image, ImageOps
 
 from torch_reference import files
-from torch_reference.data import images, published, recordio
+from torch_reference.data import images, pairs, published, recordio
 from torch_reference.errors import UserError
 from torch_reference.training import config as configs
 
@@ -126,6 +129,49 @@ def some_idx(chance):
     return harm(bytes([0, 0, 8, 2, 0, 0, 0, 3, 0, 0, 0, 5]) + bytes(range(15)), chance, "bytes")
 
 
+def some_pairs(chance):
+    encoded = [b"abc", b"de", b"f", b"de"]
+    if chance.random() < 0.5:
+        encoded = [np.frombuffer(image, np.uint8)[:, None] for image in encoded]
+    return harm(pickle.dumps((encoded, [True, False]), chance.randint(2, 4)), chance, "bytes")
+
+
+def ours_pairs(path):
+    found = pairs.read_pairs(path)
+    return [
+        [found.images[i].read() for i in (first, second)] + [same]
+        for first, second, same in zip(found.first, found.second, found.same.tolist(), strict=True)
+    ]
+
+
+class Unpickler(pickle._Unpickler):
+    """Python's own, which makes of arrays of bytes no arrays."""
+
+    class Array:
+        def __init__(self, kind, *_):
+            assert kind is Unpickler.Array or kind in ("u1", b"u1")
+
+        def __setstate__(self, state):
+            if state[0] == 1:  # an array, and no type
+                assert math.prod(state[1]) == len(state[4])
+                self.content = state[4]
+
+    def find_class(self, module, name):
+        if name == "encode":
+            return lambda text, encoding: {"latin1": text.encode("latin1")}[encoding]
+        assert name in ("_reconstruct", "ndarray", "dtype")
+        return Unpickler.Array
+
+
+def pythons_pairs(path):
+    try:
+        encoded, same = Unpickler(io.BytesIO(path.read_bytes()), encoding="bytes").load()
+    except Exception:  # such as a frame that is too long, which means nothing to us
+        return ANY
+    content = [getattr(image, "content", image) for image in encoded]
+    return [[content[2 * i], content[2 * i + 1], bool(one)] for i, one in enumerate(same)]
+
+
 def numpys(path):
     with np.load(path) as file:
         return file["labels"]
@@ -222,6 +268,7 @@ READERS = {
     "safetensors": (some_tensors, files.read_safetensors, torchs),
     "image": (some_image, ours_image, pillows),
     "RecordIO": (some_records, ours_records, by_hand_records),
+    "pairs": (some_pairs, ours_pairs, pythons_pairs),
     "IDX": (some_idx, lambda path: published.read_idx(path.read_bytes(), "labels"), by_hand_idx),
 }
 

@@ -10,7 +10,6 @@ file, over all `--images`.
 
 from __future__ import annotations
 
-import io
 import json
 import statistics
 import time
@@ -20,7 +19,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
 
 import jax_arcface.export.formats as jax_formats
 import jax_arcface.models.trained as jax_models
@@ -30,6 +28,7 @@ from experiments._arguments import Parser, UserError, check_at_least, check_can_
 from experiments._machine import machine, versions
 from jax_arcface import data
 from jax_arcface.data import pairs
+from jax_arcface.data.images import read_files
 from jax_arcface.evaluation import all_pairs, tar_at_far
 from jax_arcface.export.quantise import to_int8
 
@@ -92,8 +91,8 @@ def read_images(source: str, shape: tuple[int, ...], count: int) -> np.ndarray:
     if source in data.DATASETS:
         images = data.load(source).test.images
     elif Path(source).suffix == ".bin":
-        encoded = [image for image in pairs.read_bin(Path(source)).images[:count] if isinstance(image, bytes)]
-        images = np.stack([np.asarray(Image.open(io.BytesIO(image)).convert("RGB")) for image in encoded])
+        listed = pairs.read_bin(Path(source)).images[:count]
+        images = read_files(listed, (shape[0], shape[1], shape[2]), "crop", source, progress=False)
     else:
         images = data.read_images(Path(source), (shape[0], shape[1], shape[2]))[1]
     if images.shape[1:] != shape:

@@ -75,7 +75,9 @@ class Parser(argparse.ArgumentParser):
             kind, *optional = str(field.type).split(" | ")
             text = texts.get(field.name, "").replace("%", "%%")
             if field.metadata.get("positional"):
-                self.add_argument(field.name, type=_reader(kind, False), metavar=field.name.upper(), help=text)
+                nargs = "?" if optional else None
+                name = field.name.upper()
+                self.add_argument(field.name, type=_reader(kind, False), nargs=nargs, metavar=name, help=text)
                 continue
             if field.name in choices:
                 text = f"{text.rstrip('.')}: {', '.join(choices[field.name])}."

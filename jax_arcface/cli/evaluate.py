@@ -15,8 +15,11 @@ from jax_arcface import data
 from jax_arcface.cli import runs
 from jax_arcface.cli.arguments import Parser
 from jax_arcface.cli.threshold import Threshold, calibrate, threshold_file
+from jax_arcface.data.pairs import read_pairs
 from jax_arcface.errors import UserError, nearest
 from jax_arcface.evaluation import METRICS, PROTOCOLS, Embedded, all_pairs, evaluate
+from jax_arcface.evaluation.image_pairs import embed_images, verify_pairs
+from jax_arcface.evaluation.protocols import describe
 from jax_arcface.files import read_npz
 from jax_arcface.models.trained import load_model
 
@@ -27,12 +30,20 @@ class Options:
 
     Accuracy and loss are of the classifier. The protocols need no classifier: verification (same class or not?),
     identification (which class?), retrieval (are the nearest of its class?), angles (the paper's table 3) and health.
-    They compare unseen classes where the run held out some.
+    They compare unseen classes where the run held out some. --pairs verifies pairs of images from a file instead.
     """
 
-    run_or_npz: Path = dataclasses.field(metadata={"positional": True})
+    run_or_npz: Path | None = dataclasses.field(default=None, metadata={"positional": True})
     """A run directory, or an .npz file with embeddings [N, D], labels [N] and, if wanted, prototypes [C, D] and a bias
     [C]."""
+    model: Path | None = None
+    """A run directory, or a file of published weights, for --pairs: instead of RUN_OR_NPZ."""
+    pairs: Path | None = None
+    """File of pairs of images: LFW's pairs.txt, CSV with file1, file2, same (and fold), or a .bin file."""
+    images: Path | None = None
+    """Folder with the images that --pairs names; the default is a CSV file's own folder."""
+    flip: bool = False
+    """With --pairs, sum the embeddings of each image and its mirror image."""
     protocol: str = ",".join(PROTOCOLS)
     """Protocols, separated by commas; none leaves all out."""
     split: str | None = None
@@ -52,15 +63,15 @@ def main(words: Sequence[str]) -> int:
     parser = Parser("evaluate RUN_OR_NPZ", str(Options.__doc__))
     parser.add_fields(Options)
     options = Options(**parser.parse(words))
-    _protocols(options)
-    path = options.run_or_npz
+    path = _checked(options)
     threshold = None
-    if path.suffix == ".npz":
-        if options.calibrate is not None:
-            raise UserError(f"--calibrate has no effect on {path}: a threshold is kept in a run directory")
-        result, out = _of_arrays(options), (options.out or path.parent) / f"{path.stem}.evaluation.json"
+    if options.pairs is not None:
+        result, threshold = _of_pairs(path, options.pairs, options)
+        out = (options.out or path) / ("evaluation.json" if path.is_file() else f"evaluation-{options.pairs.stem}.json")
+    elif path.suffix == ".npz":
+        result, out = _of_arrays(path, options), (options.out or path.parent) / f"{path.stem}.evaluation.json"
     else:
-        result, threshold = _of_run(options)
+        result, threshold = _of_run(path, options)
         name = "evaluation.json" if options.split in (None, "test") else f"evaluation-{options.split}.json"
         out = (options.out or path) / name
     runs.write_json(out, result)
@@ -70,6 +81,38 @@ def main(words: Sequence[str]) -> int:
         runs.write_json(threshold_file(path), dataclasses.asdict(threshold))
         print(f"threshold {threshold}, written to {threshold_file(path)}")
     return 0
+
+
+def _checked(options: Options) -> Path:
+    """What is evaluated.
+
+    Raises:
+      UserError: none or two of it, or a flag that has no effect on it.
+    """
+    _protocols(options)
+    if (options.run_or_npz is None) == (options.model is None):
+        raise UserError("evaluate needs a run directory, an .npz file or --model, and one of them only")
+    path = options.run_or_npz or options.model
+    assert path is not None
+    kind = "arrays" if path.suffix == ".npz" else "weights" if path.is_file() else "run"
+    if options.pairs is None:
+        if options.images is not None or options.flip:
+            raise UserError("--images and --flip have no effect without --pairs")
+        if kind == "weights":
+            raise UserError(f"{path} comes without a data set: give --pairs, or a run directory")
+    else:
+        if kind == "arrays":
+            raise UserError(f"--pairs has no effect on {path}, which holds its own examples")
+        if (options.split, options.data_dir, options.protocol) != (None, None, Options.protocol):
+            raise UserError("--split, --data-dir and --protocol have no effect with --pairs")
+        if kind == "weights" and options.out is None:
+            raise UserError(f"{path} is no run directory: give --out, a folder for evaluation.json")
+    if options.calibrate is not None:
+        if kind != "run":
+            raise UserError(f"--calibrate has no effect on {path}: a threshold is kept in a run directory")
+        if options.flip:
+            raise UserError("--calibrate has no effect with --flip: verify compares images without their mirror images")
+    return path
 
 
 def table(result: Mapping[str, Any]) -> str:
@@ -125,9 +168,8 @@ def _run_protocols(embedded: Embedded, options: Options) -> dict[str, dict[str, 
     return found
 
 
-def _of_run(options: Options) -> tuple[dict[str, Any], Threshold | None]:
+def _of_run(run: Path, options: Options) -> tuple[dict[str, Any], Threshold | None]:
     """What is evaluated, and the threshold if one is wanted."""
-    run = options.run_or_npz
     runs.check_trained(run)
     config, model = runs.read_config(run), load_model(run)
     if (done := runs.epochs_done(run)) < config.epochs:
@@ -162,6 +204,24 @@ def _calibrate(embedded: Embedded, far: float) -> Threshold:
         raise UserError(f"--calibrate: {error}") from None
 
 
+def _of_pairs(path: Path, pairs: Path, options: Options) -> tuple[dict[str, Any], Threshold | None]:
+    """What the listed pairs are worth, and the threshold if one is wanted."""
+    fit = "crop"
+    if not path.is_file():
+        runs.check_trained(path)
+        fit = runs.read_config(path).image_fit
+    listed, model = read_pairs(pairs, options.images), load_model(path)
+    embeddings = embed_images(model, listed.images, image_fit=fit, flip=options.flip, progress=sys.stderr.isatty())
+    try:
+        measured, scores = verify_pairs(embeddings, listed)
+    except ValueError as error:
+        raise UserError(f"{pairs}: {error}") from None
+    folds = len(np.unique(listed.fold))
+    result = {"pairs": pairs.name, "images": len(listed.images), "folds": folds, "flip": options.flip}
+    threshold = None if options.calibrate is None else calibrate(scores, options.calibrate)
+    return result | {"verification": describe(measured)}, threshold
+
+
 def data_split(dataset: data.Dataset, which: str) -> data.Split:
     """The split of a data set that --split names."""
     if which == "unseen":
@@ -175,8 +235,7 @@ def data_split(dataset: data.Dataset, which: str) -> data.Split:
     return dataset.train if which == "train" else dataset.test
 
 
-def _of_arrays(options: Options) -> dict[str, Any]:
-    path = options.run_or_npz
+def _of_arrays(path: Path, options: Options) -> dict[str, Any]:
     if options.split is not None or options.data_dir is not None:
         raise UserError(f"--split and --data-dir have no effect on {path}, which holds its own examples")
     arrays = read_npz(path, ("embeddings", "labels"), optional=("prototypes", "bias"))

@@ -5,11 +5,7 @@ from __future__ import annotations
 import dataclasses
 import gzip
 import hashlib
-import io
 import math
-import pickle
-import pickletools
-import re
 import types
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -18,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from jax_arcface.data.dataset import Dataset, Split
+from jax_arcface.data.pickles import read_pickle
 from jax_arcface.errors import UserError
 from jax_arcface.files import brief, read_bytes
 
@@ -124,55 +121,6 @@ def _unpack_cifar10(read: _ReadFile, download: str, path: Path) -> None:
         np.concatenate([labels[:, None], batch[b"data"]], axis=1).tofile(folder / f"{file}.bin")
 
 
-# What CIFAR-10's pickles consist of; others can take memory for what is not there, or refer to what is outside.
-_OPCODES = re.compile(
-    "PROTO|MARK|STOP|NONE|NEWTRUE|NEWFALSE|BININT[12]?|(SHORT_)?BINSTRING|EMPTY_(DICT|LIST|TUPLE)|TUPLE[123]?|APPENDS?|"
-    "SETITEMS?|(LONG_)?BIN(PUT|GET)|GLOBAL|REDUCE|BUILD"
-)
-_MAX_MEMO = 2**20  # entries; a pickle that names a later one makes room for all before it
-
-
-def _rebuild(kind: Any, shape: Any, dtype: Any) -> np.ndarray:
-    del kind, shape, dtype  # what comes next sets them, from the bytes that are there
-    return np.empty(0, np.uint8)
-
-
-def _dtype(name: Any, *rest: Any) -> Any:
-    if name not in (b"u1", "u1"):
-        raise pickle.UnpicklingError(f"it has an array of type {name}")
-    return np.dtype("u1")  # whatever else is said of it: numpy's own recipe trusts what it is given
-
-
-class _Unpickler(pickle.Unpickler):
-    """Admits what makes a numpy array of bytes, for a pickle can call anything that it can name."""
-
-    _ADMITTED: Mapping[tuple[str, str], Any] = types.MappingProxyType(
-        {
-            ("numpy.core.multiarray", "_reconstruct"): _rebuild,
-            ("numpy._core.multiarray", "_reconstruct"): _rebuild,  # as numpy 2 writes it
-            ("numpy", "ndarray"): np.ndarray,
-            ("numpy", "dtype"): _dtype,
-        }
-    )
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in self._ADMITTED:
-            raise pickle.UnpicklingError(f"it names {module}.{name}")
-        return self._ADMITTED[module, name]
-
-
-def _check_plain(value: Any) -> None:
-    """Refuses what is neither text, a number, an array, nor a collection of such, as a function that was named."""
-    if isinstance(value, dict):
-        for pair in value.items():
-            _check_plain(pair)
-    elif isinstance(value, list | tuple):
-        for item in value:
-            _check_plain(item)
-    elif not isinstance(value, bytes | str | int | np.ndarray | None):
-        raise pickle.UnpicklingError(f"it holds a {type(value).__name__}")
-
-
 def unpickle(content: bytes, file: str) -> dict[bytes, Any]:
     """What a file of CIFAR-10 holds; it was pickled by Python 2, so its strings are bytes.
 
@@ -180,13 +128,9 @@ def unpickle(content: bytes, file: str) -> dict[bytes, Any]:
       UserError: anything else than a dict of text, numbers, lists and arrays of bytes.
     """
     try:
-        for opcode, argument, _ in pickletools.genops(content):
-            if not _OPCODES.fullmatch(opcode.name) or ("BINPUT" in opcode.name and int(argument or 0) > _MAX_MEMO):
-                raise pickle.UnpicklingError(f"it has a {opcode.name} {argument}")
-        batch = _Unpickler(io.BytesIO(content), encoding="bytes").load()
+        batch = read_pickle(content)
         if not isinstance(batch, dict):
-            raise pickle.UnpicklingError(f"it is a {type(batch).__name__}")
-        _check_plain(batch)
+            raise TypeError(f"it is a {type(batch).__name__}")
     except Exception as error:  # a broken pickle can raise anything
         raise UserError(f"{file} is not a batch of CIFAR-10 ({brief(error)}): get it again") from error
     return batch

@@ -162,10 +162,12 @@ def best_accuracy(found: Tally) -> tuple[float, float]:
     return float(right[best] / (found.positives.sum() + found.negatives.sum())), float(threshold)
 
 
-def tar_at_far(found: Tally, fars: tuple[float, ...] = FARS) -> tuple[OperatingPoint, ...]:
+def tar_at_far(
+    found: Tally, fars: tuple[float, ...] = FARS, fewest: float = FEWEST_ACCEPTS
+) -> tuple[OperatingPoint, ...]:
     """The true accept rate at the lowest threshold whose false accept rate is at most the one wished.
 
-    A rate is measured only where at least `FEWEST_ACCEPTS` false accepts are expected. Nothing is interpolated.
+    A rate is measured only where at least `fewest` false accepts are expected. Nothing is interpolated.
 
     >>> point, = tar_at_far(tally([*[0.9] * 50, *[0.1] * 100], [True] * 50 + [False] * 100), (0.1,))
     >>> point.tar, point.far, point.threshold
@@ -175,7 +177,7 @@ def tar_at_far(found: Tally, fars: tuple[float, ...] = FARS) -> tuple[OperatingP
     count, points = int(found.negatives.sum()), []
     for wished in fars:
         # a hair below, for products such as 0.1 * 100 that round down
-        if wished * count < FEWEST_ACCEPTS * (1 - 1e-12):
+        if wished * count < fewest * (1 - 1e-12):
             points.append(OperatingPoint(wished, None, None, None))
             continue
         at = int(np.searchsorted(np.cumsum(found.negatives), wished * count * (1 + 1e-12), side="right"))
@@ -210,9 +212,11 @@ def cross_validated(scores: ArrayLike, same: ArrayLike, fold: ArrayLike) -> Fold
     return Folds(np.array(accuracies), np.array(thresholds))
 
 
-def verify(found: Tally, folds: Folds | None = None, fars: tuple[float, ...] = FARS) -> Verification:
-    """All metrics of verification of a tally."""
+def verify(
+    found: Tally, folds: Folds | None = None, fars: tuple[float, ...] = FARS, fewest: float = FEWEST_ACCEPTS
+) -> Verification:
+    """All metrics of verification of a tally; `fars` and `fewest` as in `tar_at_far`."""
     positives, negatives = int(found.positives.sum()), int(found.negatives.sum())
     return Verification(
-        positives, negatives, auc(found), *eer(found), *best_accuracy(found), tar_at_far(found, fars), folds
+        positives, negatives, auc(found), *eer(found), *best_accuracy(found), tar_at_far(found, fars, fewest), folds
     )

@@ -105,9 +105,9 @@ class _Parser(argparse.ArgumentParser):
             kind, *optional = str(field.type).split(" | ")
             text = field.metadata["help"].replace("%", "%%")
             if "positional" in field.metadata:
-                self.add_argument(
-                    field.name, type=_reader(kind, False), metavar=field.metadata["positional"], help=text
-                )
+                how: dict[str, Any] = {"nargs": "?"} if optional else {}
+                name = field.metadata["positional"]
+                self.add_argument(field.name, type=_reader(kind, False), metavar=name, help=text, **how)
                 continue
             group = field.metadata["group"]
             if group not in groups:

@@ -22,8 +22,11 @@ from torch_reference.cli import runs
 from torch_reference.cli.figures import draw_embeddings
 from torch_reference.cli.progress import Progress, event_writer
 from torch_reference.cli.threshold import calibrate, described
+from torch_reference.data.pairs import read_pairs
 from torch_reference.errors import UserError, nearest
 from torch_reference.evaluation import PROTOCOLS, accuracy, all_pairs, metrics
+from torch_reference.evaluation.image_pairs import FEWEST_LISTED, embed_images, score_pairs
+from torch_reference.evaluation.protocols import verified
 from torch_reference.export import card
 from torch_reference.export.formats import FORMATS, Embed, difference, from_onnx
 from torch_reference.export.quantise import to_int8
@@ -40,9 +43,10 @@ DEVICE_HELP = "where to compute: cpu, cuda or mps; by default cuda where there i
 INTERRUPTED = 130  # the exit status
 
 
-def argument(name: str, help: str) -> Any:
+def argument(name: str, help: str, optional: bool = False) -> Any:
     """A field that is a positional argument."""
-    return dataclasses.field(metadata={"positional": name, "help": help})
+    default = None if optional else dataclasses.MISSING
+    return dataclasses.field(default=default, metadata={"positional": name, "help": help})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,12 +79,24 @@ class EvaluateOptions:
 
     The loss is that of the classification loss alone, with its whole margin, unless it remembers or draws something.
     The protocols compare embeddings with each other; where the run held classes out, those of the unseen classes.
+    With --pairs, pairs of images in a file are compared instead.
     """
 
-    run_or_npz: Path = argument(  # noqa: RUF009
+    run_or_npz: Path | None = argument(  # noqa: RUF009
         "RUN_OR_NPZ",
         "run directory, or .npz file with embeddings [N, D], labels [N] (and prototypes [C, D] and a bias [C])",
+        optional=True,
     )
+    model: Path | None = option(  # noqa: RUF009
+        None, "options", "instead of RUN_OR_NPZ, and with --pairs: file of published weights, or run directory"
+    )
+    pairs: Path | None = option(  # noqa: RUF009
+        None, "options", "file of image pairs: LFW's pairs.txt, CSV with file1, file2, same (and fold), or .bin"
+    )
+    images: Path | None = option(  # noqa: RUF009
+        None, "options", "folder with the images that --pairs names; by default that of a CSV file"
+    )
+    flip: bool = option(False, "options", "with --pairs, sum the embeddings of an image and its mirror image")
     out: Path | None = option(  # noqa: RUF009
         None, "options", "folder for the JSON file; by default the run's or the .npz file's"
     )
@@ -348,17 +364,13 @@ def find_device(name: str | None) -> str:
 
 
 def evaluate(options: EvaluateOptions) -> int:
-    """Accuracy and loss of a run on a split, or the accuracy of embeddings from a file."""
-    path = options.run_or_npz
-    _protocols(options)
-    threshold = None
-    if path.suffix == ".npz":
-        if options.calibrate is not None:
-            raise UserError(f"--calibrate has no effect on {path}: it writes into a run directory")
-        if options.split is not None or options.data_dir is not None:
-            raise UserError(f"--split and --data-dir have no effect on {path}, which holds its own examples")
-        if options.device is not None:
-            raise UserError(f"--device has no effect on {path}, which holds its embeddings")
+    """What a run's embeddings, those in a file, or those of image pairs are worth."""
+    path, threshold = _evaluated(options), None
+    if options.pairs is not None:
+        result, threshold = _evaluate_pairs(path, options.pairs, options)
+        name = "evaluation.json" if path.is_file() else f"evaluation-{options.pairs.stem}.json"
+        target = (options.out or path) / name
+    elif path.suffix == ".npz":
         arrays = read_npz(path, ("embeddings", "labels"), optional=("prototypes", "bias"))
         _check_arrays(path, **arrays)
         embedded = metrics.Evaluated(arrays.pop("embeddings"), arrays.pop("labels"), arrays)
@@ -376,6 +388,52 @@ def evaluate(options: EvaluateOptions) -> int:
         runs.write_json(path / "threshold.json", threshold)
         print(f"threshold {described(threshold)}, written to {path / 'threshold.json'}")
     return 0
+
+
+def _evaluated(options: EvaluateOptions) -> Path:
+    """What is to be evaluated; UserError where that is not one thing, or where an option has no effect on it."""
+    _protocols(options)
+    given = [path for path in (options.run_or_npz, options.model) if path is not None]
+    if len(given) != 1:
+        raise UserError("evaluate needs one of: a run directory, an .npz file, --model")
+    (path,) = given
+    is_npz, is_weights = path.suffix == ".npz", path.suffix != ".npz" and path.is_file()
+    with_pairs = options.pairs is not None
+    default = EvaluateOptions()
+    useless = {
+        "--split": options.split is not None and (is_npz or with_pairs),
+        "--data-dir": options.data_dir is not None and (is_npz or with_pairs),
+        "--protocol": options.protocol != default.protocol and with_pairs,
+        "--device": options.device is not None and is_npz,
+        "--pairs": with_pairs and is_npz,
+        "--images": options.images is not None and not with_pairs,
+        "--flip": options.flip and not with_pairs,
+        # a threshold is kept in a run, for images as they are
+        "--calibrate": options.calibrate is not None and (is_npz or is_weights or options.flip),
+    }
+    for name, is_useless in useless.items():
+        if is_useless:
+            raise UserError(f"{name} has no effect here: {path}" + (" with --pairs" if with_pairs else ""))
+    if is_weights and not with_pairs:
+        raise UserError(f"{path} is no run, and has no examples: give --pairs")
+    if is_weights and options.out is None:
+        raise UserError(f"{path} is no run directory to write into: give --out")
+    return path
+
+
+def _evaluate_pairs(path: Path, pairs: Path, options: EvaluateOptions) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """What the pairs give, and the threshold if one is wanted."""
+    fit = "crop" if path.is_file() else runs.read_config(path).image_fit
+    listed = read_pairs(pairs, options.images)
+    model = load_model(path, find_device(options.device))
+    embeddings = embed_images(model, listed.images, fit, options.flip)
+    try:
+        t, folds = score_pairs(embeddings, listed)
+    except ValueError as error:
+        raise UserError(f"{pairs}: {error}") from None
+    result = {"pairs": pairs.name, "images": len(listed.images), "folds": len(set(listed.fold.tolist()))}
+    result |= {"flip": options.flip, "verification": verified(t, folds, FEWEST_LISTED)}
+    return result, None if options.calibrate is None else calibrate(t, options.calibrate)
 
 
 def _evaluate_run(run: Path, options: EvaluateOptions) -> tuple[dict[str, Any], dict[str, Any] | None]:

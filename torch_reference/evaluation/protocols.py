@@ -14,18 +14,31 @@ from torch_reference.evaluation.metrics import Evaluated
 from torch_reference.evaluation.pairs import all_pairs, draw_pairs, pair_scores
 from torch_reference.evaluation.search import clusters, first_of_each, identify
 from torch_reference.evaluation.search import retrieval as retrieval_of
-from torch_reference.evaluation.verification import auc, best_accuracy, cross_validated, eer, tar_at_far
+from torch_reference.evaluation.verification import (
+    FEWEST,
+    Folds,
+    Tally,
+    auc,
+    best_accuracy,
+    cross_validated,
+    eer,
+    tar_at_far,
+)
 
 CLUSTERED = 20_000  # embeddings that k-means is fitted to, at most
 
 
 def verification(e: Evaluated) -> dict[str, Any]:
     """All pairs of examples, and 6,000 drawn pairs in ten folds."""
-    t = all_pairs(e.embeddings, e.labels)
     drawn = draw_pairs(e.labels)
-    accuracies = cross_validated(pair_scores(e.embeddings, drawn), drawn.same, drawn.fold).accuracies
-    (rate, at), (best, threshold), points = eer(t), best_accuracy(t), tar_at_far(t)
-    return {
+    folds = cross_validated(pair_scores(e.embeddings, drawn), drawn.same, drawn.fold)
+    return verified(all_pairs(e.embeddings, e.labels), folds)
+
+
+def verified(t: Tally, folds: Folds | None, fewest: float = FEWEST) -> dict[str, Any]:
+    """The numbers of verification, with LFW's if there are folds; `fewest` as in `tar_at_far`."""
+    (rate, at), (best, threshold), points = eer(t), best_accuracy(t), tar_at_far(t, fewest=fewest)
+    found: dict[str, Any] = {
         "positives": int(t.positives.sum()),
         "negatives": int(t.negatives.sum()),
         "auc": auc(t),
@@ -33,15 +46,18 @@ def verification(e: Evaluated) -> dict[str, Any]:
         "eer_threshold": at,
         "best_accuracy": best,
         "best_threshold": threshold if math.isfinite(threshold) else None,
-        "accuracy_mean": accuracies.mean().item(),
-        "accuracy_std": accuracies.std(correction=0).item(),
-        "accuracy_standard_error": accuracies.std().item() / math.sqrt(len(accuracies)),
-        "tar_at_far": {f"{p.far_wished:.0e}": p.tar for p in points},
-        "threshold_at_far": {
-            f"{p.far_wished:.0e}": p.threshold if p.threshold is not None and math.isfinite(p.threshold) else None
-            for p in points
-        },
     }
+    if folds is not None:
+        accuracies = folds.accuracies.numpy()
+        found["accuracy_mean"] = float(accuracies.mean())
+        found["accuracy_std"] = float(accuracies.std())
+        found["accuracy_standard_error"] = float(accuracies.std(ddof=1)) / math.sqrt(len(accuracies))
+    found["tar_at_far"] = {f"{p.far_wished:.0e}": p.tar for p in points}
+    found["threshold_at_far"] = {
+        f"{p.far_wished:.0e}": p.threshold if p.threshold is not None and math.isfinite(p.threshold) else None
+        for p in points
+    }
+    return found
 
 
 def identification(e: Evaluated) -> dict[str, Any]:

@@ -114,8 +114,10 @@ def best_accuracy(t: Tally) -> tuple[float, float]:
     return (best / (t.positives.sum() + t.negatives.sum()).double()).item(), threshold
 
 
-def tar_at_far(t: Tally, fars: tuple[float, ...] = FARS) -> tuple[OperatingPoint, ...]:
+def tar_at_far(t: Tally, fars: tuple[float, ...] = FARS, fewest: float = FEWEST) -> tuple[OperatingPoint, ...]:
     """TAR (1 - FNMR) at the lowest threshold with a FAR (FMR) of at most each rate, without interpolation.
+
+    A rate is None where fewer than `fewest` false accepts are expected.
 
     >>> t = tally(torch.tensor([0.9] * 50 + [0.1] * 100).double(), torch.tensor([True] * 50 + [False] * 100))
     >>> tar_at_far(t, (0.1, 0.01))[0].far, tar_at_far(t, (0.1, 0.01))[1].tar
@@ -125,7 +127,7 @@ def tar_at_far(t: Tally, fars: tuple[float, ...] = FARS) -> tuple[OperatingPoint
     positives, negatives = int(t.positives.sum()), int(t.negatives.sum())
     points = []
     for rate in fars:
-        if rate * negatives < FEWEST:
+        if rate * negatives < fewest:
             points.append(OperatingPoint(rate, None, None, None))
             continue
         allowed = (wrong <= rate * negatives * (1 + 1e-12)).nonzero()
