@@ -95,15 +95,15 @@ ERRORS = (
     Planted(
         "label smoothing spread over the other classes only",
         "jax_arcface/losses/softmax.py",
-        "label_smoothing * jnp.mean(target[:, None] - logits, axis=-1)",
-        "label_smoothing * jnp.sum(target[:, None] - logits, axis=-1) / (logits.shape[1] - 1)",
+        "_spread(target, logits) - logits, axis=-1)) / shard.total",
+        "_spread(target, logits) - logits, axis=-1)) / (shard.total - 1)",
         ("losses",),
     ),
     Planted(
         "centres moved away from their embeddings",
         "jax_arcface/losses/terms.py",
-        "add(-rate * moves)",
-        "add(rate * moves)",
+        "moved(centers, i.labels, -rate * moves)",
+        "moved(centers, i.labels, rate * moves)",
         ("objective", "trajectories"),
     ),
     Planted(
@@ -152,8 +152,8 @@ ERRORS = (
     Planted(
         "kept features not divided by 1 - dropout",
         "torch_reference/models/layers.py",
-        "x = torch.where(keep, x / (1 - self.dropout), 0.0)",
-        "x = torch.where(keep, x, 0.0)",
+        "return torch.where(keep, x / (1 - self.rate), 0.0)",
+        "return torch.where(keep, x, 0.0)",
         ("backbones",),
     ),
     Planted(
@@ -273,8 +273,8 @@ ERRORS = (
     Planted(
         "prototypes detached from their gradient",
         "jax_arcface/losses/vectors.py",
-        "normalize(prototypes.reshape(-1, prototypes.shape[-1]))",
-        "normalize(jax.lax.stop_gradient(prototypes.reshape(-1, prototypes.shape[-1])))",
+        "normalize(embeddings), normalize(prototypes)",
+        "normalize(embeddings), normalize(jax.lax.stop_gradient(prototypes))",
         ("losses", "heads"),
     ),
     Planted(
