@@ -55,8 +55,18 @@ def _one_thread():
 @pytest.fixture(scope="session")
 def published():
     """The folder with the published files of MNIST and CIFAR-10."""
+    return _shared("")
+
+
+@pytest.fixture(scope="session")
+def faces():
+    """The folder with real faces, pairs of them and published weights."""
+    return _shared("faces")
+
+
+def _shared(name):
     beside = Path(__file__).parents[2] / "shared" / "data"
     for folder in (os.environ.get("ARCFACE_DATA_DIR"), beside):
-        if folder and Path(folder).is_dir():
-            return Path(folder)
-    pytest.skip("the published files are neither in ARCFACE_DATA_DIR nor in ../shared/data beside the checkout")
+        if folder and (Path(folder) / name).is_dir():
+            return Path(folder) / name
+    pytest.skip(f"published files {name} are neither in ARCFACE_DATA_DIR nor in ../shared/data beside the checkout")

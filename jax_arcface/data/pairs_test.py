@@ -9,8 +9,7 @@ import pytest
 
 from jax_arcface.data.pairs import read_bin, read_csv_pairs, read_lfw_pairs, read_pairs
 from jax_arcface.errors import UserError
-
-FACES = Path(os.environ.get("ARCFACE_DATA_DIR", "../shared/data")) / "faces"
+from jax_arcface.faces.conftest import FACES, needs_faces
 
 
 @pytest.mark.parametrize("same", [[True, False], [1, 0], (True, False)])
@@ -114,7 +113,7 @@ def test_csv_refused(tmp_path, text):
         read_pairs(tmp_path / "x.csv")
 
 
-@pytest.mark.skipif(not FACES.is_dir(), reason="needs the files of faces")
+@needs_faces
 def test_real_files():
     assert len(read_bin(FACES / "insightface/small_lfw.bin").same) == 10
     whole = read_bin(FACES / "lfw/lfw_112_mtcnn.bin")

@@ -39,8 +39,7 @@ def embed_images(
     parts = []
     for start in bar(range(0, len(images), _BLOCK), "images / 1,000", progress):
         block = read_files(images[start : start + _BLOCK], model.image_shape, image_fit, "", progress=False)
-        found = model.embed(block)
-        parts.append(found + model.embed(block[:, :, ::-1]) if flip else found)
+        parts.append(model.embed(block, flip=flip))
     return np.concatenate(parts)
 
 

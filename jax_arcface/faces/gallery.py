@@ -146,8 +146,7 @@ def embed_crops(model: Model, crops: np.ndarray, flip: bool = False) -> np.ndarr
         batch = crops[start : start + _BATCH]
         # filled up to few numbers of faces, so that few programs are compiled
         full = batch[np.resize(np.arange(len(batch)), 2 ** math.ceil(math.log2(len(batch))))]
-        embeddings = model.embed(full)
-        parts.append((embeddings + model.embed(full[:, :, ::-1]) if flip else embeddings)[: len(batch)])
+        parts.append(model.embed(full, flip=flip)[: len(batch)])
     return unit(np.concatenate(parts))
 
 

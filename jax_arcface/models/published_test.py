@@ -1,20 +1,15 @@
 """Published weights: the real MobileFaceNet beside onnxruntime, and files that are not what they should be."""
 
-import os
-from pathlib import Path
-
 import numpy as np
 import pytest
 from PIL import Image
 
 from jax_arcface import load_model
 from jax_arcface.errors import UserError
-
-PLACES = [Path(os.environ.get("ARCFACE_DATA_DIR", "../shared/data")), Path("../shared/data")]
-FACES = next((place / "faces" for place in PLACES if (place / "faces").is_dir()), None)
+from jax_arcface.faces.conftest import FACES, needs_faces
 
 
-@pytest.mark.skipif(FACES is None, reason="needs shared/data/faces")
+@needs_faces
 def test_the_published_mobilefacenet_embeds_as_onnxruntime_does():
     onnxruntime = pytest.importorskip("onnxruntime")
     files = [FACES / "orl" / f"s{person}" / "1.pgm" for person in (1, 2, 3)]

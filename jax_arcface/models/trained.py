@@ -90,8 +90,10 @@ class Model:
             raise ValueError("the model has no classes: it is made of published weights, which only embed")
         return {"prototypes": self.prototypes} | ({} if self.bias is None else {"bias": self.bias})
 
-    def embed(self, images: np.ndarray) -> np.ndarray:
+    def embed(self, images: np.ndarray, *, flip: bool = False) -> np.ndarray:
         """Embeddings, float32 [N, D], of images, uint8 [N, H, W, C].
+
+        With `flip` an image's embedding is the sum of its own and its mirror image's, which is how faces are scored.
 
         Raises:
           ValueError: images of another shape.
@@ -100,8 +102,9 @@ class Model:
             raise ValueError(f"images have shape {images.shape}; the model takes [N, {list(self.image_shape)}]")
         if len(images) == 0:
             return np.zeros((0, self.embedding_dim), np.float32)
-        constants = (np.asarray(c, np.float32) for c in (self.mean, 1 / self.std))
-        return self._embed(self._state, images, *constants)
+        constants = [np.asarray(c, np.float32) for c in (self.mean, 1 / self.std)]
+        found = self._embed(self._state, images, *constants)
+        return found + self._embed(self._state, images[:, :, ::-1], *constants) if flip else found
 
     def scores(self, embeddings: np.ndarray) -> np.ndarray:
         """The score of each class, [N, C], of embeddings [N, D]: W x + b with a bias, cosines without.

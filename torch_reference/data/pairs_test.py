@@ -10,7 +10,6 @@ import pytest
 from torch_reference.data.pairs import read_bin, read_lfw_pairs, read_pairs
 from torch_reference.errors import UserError
 
-FACES = Path(os.environ.get("ARCFACE_DATA_DIR", "../shared/data")) / "faces"
 IMAGES = [b"one", b"two", b"two", b"four"]
 
 
@@ -121,9 +120,8 @@ def test_csv(tmp_path):
             read_pairs(path)
 
 
-@pytest.mark.skipif(not FACES.is_dir(), reason="needs the files of faces")
-def test_the_file_of_lfw():
-    pairs = read_pairs(FACES / "lfw/lfw_112_mtcnn.bin")
+def test_the_file_of_lfw(faces):
+    pairs = read_pairs(faces / "lfw/lfw_112_mtcnn.bin")
     assert (len(pairs.images), pairs.same.sum(), np.bincount(pairs.fold).tolist()) == (7701, 3000, [600] * 10)
     with pytest.raises(UserError):  # .bin holds its images
-        read_pairs(FACES / "lfw/lfw_112_mtcnn.bin", FACES)
+        read_pairs(faces / "lfw/lfw_112_mtcnn.bin", faces)

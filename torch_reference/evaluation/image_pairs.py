@@ -35,8 +35,7 @@ def embed_images(
     found = []
     for start in range(0, len(images), at_a_time):
         pixels = decoded(images[start : start + at_a_time], model.image_shape, fit)
-        x = model.embed(pixels)
-        found.append(x + model.embed(np.flip(pixels, axis=2).copy()) if flip else x)
+        found.append(model.embed(pixels, flip=flip))
     return np.concatenate(found)
 
 

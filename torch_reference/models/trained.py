@@ -66,12 +66,13 @@ class Model:
         return {"prototypes": self.prototypes} | ({} if self.bias is None else {"bias": self.bias})
 
     @torch.no_grad()
-    def embed(self, images: np.ndarray, batch_size: int = 500) -> np.ndarray:
+    def embed(self, images: np.ndarray, batch_size: int = 500, *, flip: bool = False) -> np.ndarray:
         """Embeddings, float32 [N, D].
 
         Args:
           images: uint8 [N, H, W, C] of `image_shape`.
           batch_size: images computed at a time.
+          flip: sum those of the image and of its mirror image, as published results on faces do.
 
         Raises:
           ValueError: images of another shape or type.
@@ -83,7 +84,10 @@ class Model:
         for start in range(0, len(images), batch_size):
             x = normalise(torch.tensor(images[start : start + batch_size], device=self.device), self._mean, self._scale)
             with network_precision(self.precision, self.device):
-                found.append(self.backbone(x).to(torch.float32).cpu().numpy())
+                y = self.backbone(x).to(torch.float32)
+                if flip:
+                    y += self.backbone(x.flip(-1)).to(torch.float32)
+                found.append(y.cpu().numpy())
         return np.concatenate(found)
 
     @torch.no_grad()
