@@ -17,7 +17,7 @@ from jax_arcface.cli.arguments import Parser
 from jax_arcface.cli.threshold import Threshold, calibrate, threshold_file
 from jax_arcface.data.pairs import read_pairs
 from jax_arcface.errors import UserError, nearest
-from jax_arcface.evaluation import METRICS, PROTOCOLS, Embedded, all_pairs, evaluate
+from jax_arcface.evaluation import METRICS, PROTOCOLS, Embedded, evaluate
 from jax_arcface.evaluation.image_pairs import embed_images, verify_pairs
 from jax_arcface.evaluation.protocols import describe
 from jax_arcface.files import read_npz
@@ -187,7 +187,7 @@ def _of_run(run: Path, options: Options) -> tuple[dict[str, Any], Threshold | No
     result["examples"] = len(embedded.labels)
     if which != "unseen":
         step = records[-1]["step"] if (records := runs.read_metrics(run)) else 0
-        embedded = embedded._replace(owned=model.classes, objective=config.objective, step=step)
+        embedded = dataclasses.replace(embedded, owned=model.classes, objective=config.objective, step=step)
         result |= evaluate(embedded)
     if options.split is None and dataset.unseen is not None:
         result |= {"protocol_split": "unseen", "unseen_classes": list(dataset.unseen_names)}
@@ -199,7 +199,7 @@ def _of_run(run: Path, options: Options) -> tuple[dict[str, Any], Threshold | No
 
 def _calibrate(embedded: Embedded, far: float) -> Threshold:
     try:
-        return calibrate(all_pairs(embedded.embeddings, embedded.labels), far)
+        return calibrate(embedded.pairs, far)
     except ValueError as error:
         raise UserError(f"--calibrate: {error}") from None
 

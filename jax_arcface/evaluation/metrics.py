@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from jax_arcface.evaluation.accuracy import accuracy as accuracy_of
 from jax_arcface.evaluation.accuracy import mean_loss
+from jax_arcface.evaluation.pairs import all_pairs
+from jax_arcface.evaluation.verification import Tally
 from jax_arcface.losses.registry import Objective
 
 
-class Embedded(NamedTuple):
+@dataclasses.dataclass(frozen=True, eq=False)
+class Embedded:
     """What metrics are computed from.
 
     Args:
@@ -28,6 +32,11 @@ class Embedded(NamedTuple):
     owned: Mapping[str, Any]
     objective: Objective | None = None
     step: int = 0
+
+    @functools.cached_property
+    def pairs(self) -> Tally:
+        """The scores of all pairs, counted once for all that asks for them; raises as `all_pairs`."""
+        return all_pairs(self.embeddings, self.labels)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,7 +17,7 @@ from jax_arcface.evaluation.angles import angle_statistics
 from jax_arcface.evaluation.health import health as health_of
 from jax_arcface.evaluation.identification import first_of_each, identify
 from jax_arcface.evaluation.metrics import Embedded
-from jax_arcface.evaluation.pairs import all_pairs, draw_pairs, pair_scores
+from jax_arcface.evaluation.pairs import draw_pairs, pair_scores
 from jax_arcface.evaluation.retrieval import clusters
 from jax_arcface.evaluation.retrieval import retrieval as retrieval_of
 from jax_arcface.evaluation.verification import Verification, cross_validated, verify
@@ -39,7 +39,7 @@ def verification(e: Embedded) -> dict[str, Any]:
     """Same class or not? All pairs, and 6,000 drawn pairs in 10 folds."""
     drawn = draw_pairs(e.labels)
     folds = cross_validated(pair_scores(e.embeddings, drawn), drawn.same, drawn.fold)
-    return describe(verify(all_pairs(e.embeddings, e.labels), folds))
+    return describe(verify(e.pairs, folds))
 
 
 @protocol

@@ -24,7 +24,7 @@ from torch_reference.cli.progress import Progress, event_writer
 from torch_reference.cli.threshold import calibrate, described
 from torch_reference.data.pairs import read_pairs
 from torch_reference.errors import UserError, nearest
-from torch_reference.evaluation import PROTOCOLS, accuracy, all_pairs, metrics
+from torch_reference.evaluation import PROTOCOLS, accuracy, metrics
 from torch_reference.evaluation.image_pairs import FEWEST_LISTED, embed_images, score_pairs
 from torch_reference.evaluation.protocols import verified
 from torch_reference.export import card
@@ -452,7 +452,7 @@ def _evaluate_run(run: Path, options: EvaluateOptions) -> tuple[dict[str, Any], 
     embedded = metrics.Evaluated(model.embed(split.images), split.labels, {})
     if name != "unseen":  # classes that the prototypes stand for
         step = config.epochs * (len(dataset.train.labels) // config.batch_size)
-        embedded = embedded._replace(classes=model.classes, objective=config.objective, step=step)
+        embedded = dataclasses.replace(embedded, classes=model.classes, objective=config.objective, step=step)
         result |= metrics.evaluate(embedded)
     if options.split is None and dataset.unseen is not None:
         embedded = metrics.Evaluated(model.embed(dataset.unseen.images), dataset.unseen.labels, {})
@@ -461,7 +461,7 @@ def _evaluate_run(run: Path, options: EvaluateOptions) -> tuple[dict[str, Any], 
     threshold = None
     if options.calibrate is not None:
         try:
-            threshold = calibrate(all_pairs(embedded.embeddings, embedded.labels), options.calibrate)
+            threshold = calibrate(embedded.pairs, options.calibrate)
         except ValueError as error:
             raise UserError(f"no threshold: {error}") from None
     return result | _measure(embedded, options), threshold

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import math
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
 
 import torch
 
 from torch_reference.evaluation.accuracy import Array, mean_loss, predict
+from torch_reference.evaluation.pairs import all_pairs
+from torch_reference.evaluation.verification import Tally
 from torch_reference.losses.registry import Objective
 
 
-class Evaluated(NamedTuple):
+@dataclasses.dataclass(frozen=True, eq=False)
+class Evaluated:
     """Embeddings with what is known of them.
 
     Args:
@@ -26,6 +30,11 @@ class Evaluated(NamedTuple):
     classes: Mapping[str, Array]
     objective: Objective | None = None
     step: int = 0
+
+    @functools.cached_property
+    def pairs(self) -> Tally:
+        """The counts of `all_pairs`, made when first asked for."""
+        return all_pairs(self.embeddings, self.labels)
 
 
 Metric = Callable[[Evaluated], float | None]

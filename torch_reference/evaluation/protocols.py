@@ -11,7 +11,7 @@ import torch
 from torch_reference.evaluation.angles import angle_statistics
 from torch_reference.evaluation.angles import health as health_of
 from torch_reference.evaluation.metrics import Evaluated
-from torch_reference.evaluation.pairs import all_pairs, draw_pairs, pair_scores
+from torch_reference.evaluation.pairs import draw_pairs, pair_scores
 from torch_reference.evaluation.search import clusters, first_of_each, identify
 from torch_reference.evaluation.search import retrieval as retrieval_of
 from torch_reference.evaluation.verification import (
@@ -32,7 +32,7 @@ def verification(e: Evaluated) -> dict[str, Any]:
     """All pairs of examples, and 6,000 drawn pairs in ten folds."""
     drawn = draw_pairs(e.labels)
     folds = cross_validated(pair_scores(e.embeddings, drawn), drawn.same, drawn.fold)
-    return verified(all_pairs(e.embeddings, e.labels), folds)
+    return verified(e.pairs, folds)
 
 
 def verified(t: Tally, folds: Folds | None, fewest: float = FEWEST) -> dict[str, Any]:
