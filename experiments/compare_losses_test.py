@@ -46,6 +46,7 @@ def test_trains_and_tabulates(tmp_path, capsys):
     assert json.loads((tmp_path / "losses.json").read_text())["rows"] == rows
 
 
+@pytest.mark.slow
 def test_an_unfinished_training_is_no_row(tmp_path, capsys):
     assert jax_arcface(["train", *LITTLE, "--epochs", "1", "--out", str(tmp_path / "one")]) == 0
     shutil.copytree(tmp_path / "one", tmp_path / "two")

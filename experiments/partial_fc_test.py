@@ -3,6 +3,7 @@ import json
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 import optax
 
 from experiments.__main__ import main
@@ -37,6 +38,7 @@ def test_numbers_are_composed_of_images_of_their_digits():
     assert len(np.unique(made[of == 0], axis=0)) > 1
 
 
+@pytest.mark.slow
 def test_a_share_of_the_classes_learns_what_all_of_them_do(tmp_path, capsys):
     path = tmp_path / "found.json"
     words = "partial_fc --digits 2 --shares 1 0.5 --seeds 1 --epochs 3 --each 40 --json"
