@@ -3,8 +3,8 @@ import json
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 import optax
+import pytest
 
 from experiments.__main__ import main
 from experiments.partial_fc import numbers, only_sampled_rows

@@ -324,7 +324,9 @@ def _fill(array: Any, state: Any) -> None:
         raise ValueError("it fills what is no array")
     if array.is_type:
         return
-    _, shape, kind, _, content = state
+    version, shape, kind, _, content = state
+    if version != 1:
+        raise ValueError(f"it has an array of the version {version}, which numpy does not know")
     if not isinstance(kind, _Array) or not kind.is_type or not isinstance(content, bytes):
         raise ValueError("it has an array that is not of bytes")
     if any(type(side) is not int or side < 0 for side in shape) or math.prod(shape) != len(content):
